@@ -22,6 +22,7 @@ from zerozoo.cli.display import TrainingDisplay
 from zerozoo.cli.outcome import show_outcome
 from zerozoo.cli.registry import Recipe, load_recipe
 from zerozoo.runs.errors import UserError
+from zerozoo.runs.processes import process_count, process_rank
 
 USAGE = """usage: zerozoo train SLUG [--preset NAME] [--FIELD VALUE ...]
 
@@ -50,6 +51,8 @@ def parse_and_run(arguments: Sequence[str]) -> int:
     config = _config(recipe, options, fields)
     directory = _directory(recipe, options)
     console = Console()
+    if process_rank():
+        return _train_along(recipe, config, directory)
     _print_plan(console, recipe, config)
     if options.plan:
         return 0
@@ -124,6 +127,8 @@ def _directory(recipe: Recipe, options: Namespace) -> Path:
         return Path(options.resume)
     if options.directory is not None:
         return Path(options.directory)
+    if process_count() > 1:
+        raise UserError("Several processes write one run: say where with --directory.")
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     return Path("runs") / f"{recipe.slug}-{options.preset or 'custom'}-{stamp}"
 
@@ -135,6 +140,15 @@ def _print_plan(console: Console, recipe: Recipe, config: Any) -> None:
     for name, text in recipe.plan(config):
         table.add_row(name, text)
     console.print(table)
+
+
+def _train_along(recipe: Recipe, config: Any, directory: Path) -> int:
+    """What the processes beside the first one do: the same training, shown and written by the first alone."""
+    from zerozoo.runs.run import Run
+
+    values = dataclasses.asdict(config)
+    recipe.train(config, Run.follow(directory, recipe.slug, values, values.get("seed", 0)))
+    return 0
 
 
 def _train(console: Console, recipe: Recipe, config: Any, directory: Path, options: Namespace) -> int:

@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -21,17 +22,20 @@ from zerozoo.language.algorithm import (
     choose,
 )
 from zerozoo.language.device import Machine
-from zerozoo.language.lora import add_lora
-from zerozoo.language.models import LanguageModel, as_dtype, load_model
+from zerozoo.language.lora import add_lora, merge_lora
+from zerozoo.language.models import LanguageModel, as_dtype, load_model, save_model
+from zerozoo.language.parallel import ALONE, Ranks, ShardedSampler, ShardedVerifier
 from zerozoo.language.rollouts import Rollouts
 from zerozoo.language.samplers.interface import Sampler
 from zerozoo.language.samplers.native import NativeSampler
 from zerozoo.language.samplers.reference import TransformersSampler
 from zerozoo.language.update import Updater, UpdateSettings
 from zerozoo.language.zero_rl import SCHEDULES, LoopSettings
+from zerozoo.rewards.verifier import Verifier
 from zerozoo.runs.errors import UserError
+from zerozoo.runs.run import Run
 from zerozoo.tasks.prompts import render
-from zerozoo.tasks.task import Task
+from zerozoo.tasks.task import Task, TaskSet, make_verifier
 
 SAMPLERS = ("native", "transformers")
 # The least value of every number in a config; what is smaller would fail somewhere inside, or do nothing.
@@ -129,10 +133,29 @@ def make_optimizer(
     return torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay, betas=betas, fused=True)
 
 
-def make_sampler(name: str, policy: LanguageModel, machine: Machine) -> Sampler:
-    """A sampler by name."""
+def make_sampler(name: str, policy: LanguageModel, machine: Machine, ranks: Ranks = ALONE) -> Sampler:
+    """A sampler by name. Raises UserError for one that cannot share its work among processes."""
     choose("sampler", name, SAMPLERS)
-    return NativeSampler(policy, machine.rows_at_once) if name == "native" else TransformersSampler(policy)
+    if name == "native":
+        native = NativeSampler(policy, machine.rows_at_once)
+        return native if ranks.size == 1 else ShardedSampler(native, ranks)
+    if ranks.size > 1:
+        raise UserError("Only --sampler native works in several processes.")
+    return TransformersSampler(policy)
+
+
+@contextmanager
+def open_verifier(tasks: TaskSet, ranks: Ranks) -> Iterator[Verifier]:
+    """The verifier of a task set, closed at the end; each process judges its share."""
+    with make_verifier(tasks) as verifier:
+        yield verifier if ranks.size == 1 else ShardedVerifier(verifier, ranks)
+
+
+def save_policy(policy: LanguageModel, run: Run) -> None:
+    """Write the trained model into the run directory, adapters merged."""
+    merge_lora(policy)
+    if run.writes:
+        save_model(policy, run.path("model"))
 
 
 def make_reference(policy: LanguageModel, updater: Updater) -> Callable[[Rollouts], Tensor]:

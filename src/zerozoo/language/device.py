@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from zerozoo.runs.errors import UserError
+from zerozoo.runs.processes import local_rank, process_count
 
 # Tokens whose activations are held at once. On a CPU larger micro-batches are no faster; on a GPU they fill it.
 TOKENS_PER_MICROBATCH = {"cpu": 2048, "mps": 2048, "cuda": 16384}
@@ -37,6 +38,8 @@ def choose_machine(
     """Fill in everything that is "auto" or 0. Raises UserError for a device or precision that is not there."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and process_count() > 1:
+        device = f"cuda:{local_rank()}"
     kind = device.split(":")[0]
     if kind not in TOKENS_PER_MICROBATCH:
         raise UserError(f"Unknown device {device!r}; choose auto, cpu, cuda, cuda:0 ... or mps.")

@@ -9,9 +9,10 @@ import json
 from dataclasses import replace
 from typing import Any
 
-from zerozoo.language.build import drop_long_prompts, prompt_maker
+from zerozoo.language.build import drop_long_prompts, open_verifier, prompt_maker
 from zerozoo.language.evaluation import evaluate_tasks
 from zerozoo.language.models import LanguageModel
+from zerozoo.language.parallel import ALONE, Ranks
 from zerozoo.language.samplers.interface import Decoding, Sampler
 from zerozoo.language.zoo import recommended
 from zerozoo.runs.errors import UserError
@@ -20,7 +21,7 @@ from zerozoo.runs.streams import Streams
 from zerozoo.tasks.load import GENERATED, load_task_set
 from zerozoo.tasks.prompts import get_template
 from zerozoo.tasks.splits import select_informative
-from zerozoo.tasks.task import Task, TaskSet, make_verifier
+from zerozoo.tasks.task import Task, TaskSet
 
 AUTO = "auto"
 AUTO_MINIMUM = 0.5  # least chance of a mixed group that `--split auto` keeps
@@ -58,7 +59,9 @@ def load_tasks_for(config: Any) -> TaskSet:
     return replace(tasks, stop=tuple(dict.fromkeys((*config.stop, *stop))))
 
 
-def fit_tasks(config: Any, tasks: TaskSet, policy: LanguageModel, sampler: Sampler, run: Run) -> TaskSet:
+def fit_tasks(
+    config: Any, tasks: TaskSet, policy: LanguageModel, sampler: Sampler, run: Run, ranks: Ranks = ALONE
+) -> TaskSet:
     """Leave out what this model cannot use: prompts that are too long, and for `split auto` groups without signal."""
     longest = policy.max_context - config.max_new_tokens
     if longest < 1:
@@ -79,20 +82,23 @@ def fit_tasks(config: Any, tasks: TaskSet, policy: LanguageModel, sampler: Sampl
         fitting[part] = kept
     tasks = replace(tasks, train=fitting["training"], heldout=fitting["held-out"])
     if config.split == AUTO:
-        rates = _pass_rates(config, tasks, policy, sampler, run)
+        rates = _pass_rates(config, tasks, policy, sampler, run, ranks)
         kept = select_informative(tasks.train, rates, config.samples_per_prompt, AUTO_MINIMUM)
         run.say(f"split auto: {len(kept)} of {len(tasks.train)} problems give mixed groups often enough.")
         tasks = replace(tasks, train=kept)
     return tasks
 
 
-def _pass_rates(config: Any, tasks: TaskSet, policy: LanguageModel, sampler: Sampler, run: Run) -> dict[str, float]:
+def _pass_rates(
+    config: Any, tasks: TaskSet, policy: LanguageModel, sampler: Sampler, run: Run, ranks: Ranks
+) -> dict[str, float]:
     """Pass rate of the untrained model on every training problem; measured once and kept in the run directory."""
     path = run.path("pass_rates.json")
-    if path.exists():
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+    known = ranks.from_first(lambda: json.loads(path.read_text(encoding="utf-8")) if path.exists() else None)
+    if known is not None:
+        return dict(known)
     prompt = prompt_maker(policy, tasks.template)
-    with make_verifier(tasks) as verifier:
+    with open_verifier(tasks, ranks) as verifier:
         result = evaluate_tasks(
             sampler,
             tasks.train,
@@ -104,6 +110,7 @@ def _pass_rates(config: Any, tasks: TaskSet, policy: LanguageModel, sampler: Sam
         )
     means = result.correct.float().mean(1).tolist()
     rates = {task.id: mean for task, mean in zip(tasks.train, means, strict=True)}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(rates), encoding="utf-8")
+    if run.writes:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(rates), encoding="utf-8")
     return rates

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +12,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from zerozoo.language.algorithm import Algorithm
 from zerozoo.language.logprobs import TokenScores, response_scores, split_by_tokens
 from zerozoo.language.models import LanguageModel
+from zerozoo.language.parallel import ALONE, Ranks
 from zerozoo.language.rollouts import Rollouts
 from zerozoo.language.shared_prompts import can_share
 from zerozoo.losses.aggregation import token_weights
@@ -49,6 +51,7 @@ class Updater:
         optimizer: over its trainable parameters.
         algorithm: the objective.
         settings: how rollouts are cut.
+        ranks: the processes that share the work of an update.
     """
 
     def __init__(
@@ -57,9 +60,11 @@ class Updater:
         optimizer: torch.optim.Optimizer,
         algorithm: Algorithm,
         settings: UpdateSettings,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.policy, self.optimizer = policy, optimizer
         self.algorithm, self.settings = algorithm, settings
+        self.ranks = ranks
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
 
     def scores(self, model: torch.nn.Module, rollouts: Rollouts) -> Tensor:
@@ -68,7 +73,7 @@ class Updater:
         training = model.training
         model.eval()
         with torch.no_grad():
-            for rows, shared in self._microbatches(rollouts, range(len(rollouts))):
+            for rows, shared in self._microbatches(rollouts, self._my_rows(rollouts, range(len(rollouts)))):
                 flat = self._forward(model, rollouts, rows, shared).logprobs.cpu()
                 picked = torch.tensor(rows)
                 mask = torch.arange(result.shape[1]) < rollouts.samples.lengths[picked, None]
@@ -76,6 +81,7 @@ class Updater:
                 part[mask] = flat
                 result[picked] = part
         model.train(training)
+        self.ranks.add([result])
         return result
 
     def update(self, rollouts: Rollouts, reference: Tensor | None = None) -> dict[str, float]:
@@ -94,10 +100,11 @@ class Updater:
         batches = self._minibatches(rollouts)
         steps = [batch for _ in range(self.settings.epochs) for batch in batches]
         old = self.scores(self.policy.model, rollouts) if len(steps) > 1 else None
-        totals = _Totals()
+        totals = _Totals(has_kl=reference is not None)
         _prepare(self.policy.model)
         for number, rows in enumerate(steps):
             self._gradient_step(rollouts, rows, old if number else None, reference, totals)
+        totals.add(self.ranks)
         return totals.metrics()
 
     def _minibatches(self, rollouts: Rollouts) -> list[list[int]]:
@@ -107,7 +114,14 @@ class Updater:
         parts = torch.tensor_split(groups, min(self.settings.updates_per_step, len(groups)))
         return [torch.isin(rollouts.groups, part).nonzero()[:, 0].tolist() for part in parts]
 
-    def _microbatches(self, rollouts: Rollouts, rows: list[int] | range) -> list[tuple[list[int], bool]]:
+    def _my_rows(self, rollouts: Rollouts, rows: Sequence[int]) -> list[int]:
+        """Those of the given rows that this process works on: whole groups, dealt in turn."""
+        group_of = rollouts.groups.tolist()
+        groups = list(dict.fromkeys(group_of[row] for row in rows))
+        mine = set(groups[self.ranks.rank :: self.ranks.size])
+        return [row for row in rows if group_of[row] in mine]
+
+    def _microbatches(self, rollouts: Rollouts, rows: list[int]) -> list[tuple[list[int], bool]]:
         """Rows of each forward pass, and whether they share their prompts."""
         budget = self.settings.tokens_per_microbatch
         groups: dict[int, list[int]] = {}
@@ -164,15 +178,25 @@ class Updater:
             totals.skipped_steps += 1
             return
         self.optimizer.zero_grad(set_to_none=True)
-        for batch, shared in self._microbatches(rollouts, live_rows):
+        for batch, shared in self._microbatches(rollouts, self._my_rows(rollouts, live_rows)):
             scores = self._forward(self.policy.model, rollouts, batch, shared, self.algorithm.entropy_coefficient != 0)
             self._loss(scores, rollouts, batch, weights, old, reference, totals).backward()
+        self._add_gradients()
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.max_gradient_norm)
         if not torch.isfinite(norm):
             self.optimizer.zero_grad(set_to_none=True)
             raise DivergedError(f"The gradient norm became {float(norm)}; the step was not taken.")
         self.optimizer.step()
         totals.norms.append(norm.detach())
+
+    def _add_gradients(self) -> None:
+        """Every process gets the gradient of the whole mini-batch; one that had no row of it brings zeros."""
+        if self.ranks.size == 1:
+            return
+        for parameter in self.parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        self.ranks.add(parameter.grad for parameter in self.parameters if parameter.grad is not None)
 
     def _loss(
         self,
@@ -211,7 +235,6 @@ class Updater:
             totals.mismatch = torch.maximum(
                 totals.mismatch.to(device), (scores.logprobs.detach() - behaviour).abs().max()
             )
-        totals.has_kl |= reference is not None
         return loss
 
 
@@ -228,7 +251,8 @@ def _prepare(model: torch.nn.Module) -> None:
 class _Totals:
     """Sums over all tokens of a rollout's update, kept as tensors so that nothing waits for the device."""
 
-    def __init__(self) -> None:
+    def __init__(self, has_kl: bool) -> None:
+        self.has_kl = has_kl
         self.rows = self.live_rows = self.skipped_steps = self.tokens = 0
         self.loss = torch.zeros(())
         self.entropy = torch.zeros(())
@@ -236,7 +260,19 @@ class _Totals:
         self.kl = torch.zeros(())
         self.mismatch = torch.zeros(())
         self.norms: list[Tensor] = []
-        self.has_kl = False
+
+    def add(self, ranks: Ranks) -> None:
+        """Sums over all processes; rows, steps and norms are the same in each already."""
+        if ranks.size == 1:
+            return
+        sums = torch.stack([torch.as_tensor(float(one)) for one in self._sums()]).double()
+        ranks.add([sums])
+        tokens, self.loss, self.entropy, self.clipped, self.kl = sums.unbind()
+        self.tokens = int(tokens)
+        self.mismatch = torch.as_tensor(ranks.highest(float(self.mismatch)))
+
+    def _sums(self) -> tuple[float | Tensor, ...]:
+        return self.tokens, self.loss, self.entropy, self.clipped, self.kl
 
     def metrics(self) -> dict[str, float]:
         """Means per token of the rows in the update; entropy in nats, whatever the aggregation (trap 28).
@@ -257,6 +293,6 @@ class _Totals:
                 "policy/gradient_norm": float(torch.stack(self.norms).mean()),
                 "policy/sampler_mismatch": float(self.mismatch),
             }
-        if self.has_kl:
-            result["policy/kl"] = float(self.kl) / self.tokens
+            if self.has_kl:
+                result["policy/kl"] = float(self.kl) / self.tokens
         return result

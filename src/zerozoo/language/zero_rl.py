@@ -14,6 +14,7 @@ from zerozoo.language.algorithm import Algorithm
 from zerozoo.language.deck import Deck
 from zerozoo.language.evaluation import Evaluation, evaluate_tasks, sampling_metrics
 from zerozoo.language.models import LanguageModel
+from zerozoo.language.parallel import ALONE, Ranks
 from zerozoo.language.rollouts import Rollouts, join_rollouts, verify_samples
 from zerozoo.language.samplers.interface import Decoding, Sampler
 from zerozoo.language.snapshot import restore, snapshot
@@ -80,6 +81,7 @@ class ZeroRL:
         reward: verdict -> reward.
         decoding: how training responses are drawn.
         run: directory, streams and metrics.
+        ranks: the processes that train together; sampler, verifier and updater must know of them, too.
     """
 
     policy: LanguageModel
@@ -94,6 +96,7 @@ class ZeroRL:
     settings: LoopSettings
     run: Run
     reference: Callable[[Rollouts], Tensor] | None = None
+    ranks: Ranks = ALONE
     seconds: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -126,11 +129,12 @@ class ZeroRL:
             for step in range(start + 1, self.settings.steps + 1):
                 self._log_step(step)
                 last = step == self.settings.steps
-                if last or interrupts.requested or step % self.settings.checkpoint_every == 0:
+                interrupted = bool(self.ranks.highest(interrupts.requested))  # all of them stop after the same step
+                if last or interrupted or step % self.settings.checkpoint_every == 0:
                     self._save(step)
-                if interrupts.requested and not last:
+                if interrupted and not last:
                     raise KeyboardInterrupt
-        return self._summary()
+        return self.ranks.from_first(self._summary)
 
     def _summary(self) -> dict[str, float]:
         """The last held-out metrics, and means over all steps of what tells how the training went."""

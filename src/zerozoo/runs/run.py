@@ -61,6 +61,7 @@ class Run:
         self.say: Callable[[str], None] = log.info  # one line for the person who watches; the command line replaces it
         self._lock: _Lock | None = None
         self._read_only = False
+        self.writes = True  # False in the processes beside the one that writes the run
 
     @classmethod
     def start(
@@ -90,6 +91,16 @@ class Run:
         if not path.exists() or _text(stored) != _text(wanted):
             _write_json(path, wanted)
         _record_versions(run.path(VERSIONS))
+        return run
+
+    @classmethod
+    def follow(cls, directory: Path | str, recipe: str, config: Mapping[str, Any], seed: int) -> Run:
+        """The run that another process writes, for one that trains along with it (see `processes`).
+
+        It reads checkpoints and has the same random streams; what it is given to write is dropped.
+        """
+        run = cls(directory, seed)
+        run.recipe, run.config, run.writes = recipe, json_safe(config), False
         return run
 
     @classmethod
@@ -135,6 +146,8 @@ class Run:
 
         Numbers may be Python's, numpy's or tensors of one element. Several rows may have the same step.
         """
+        if not self.writes:
+            return
         for name in ("step", "time"):
             if name in metrics:
                 raise ValueError(f"a metric cannot be called {name!r}: the row has a column of that name")
@@ -150,6 +163,8 @@ class Run:
 
     def sample(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Appends rows to samples.jsonl. Give each a "step": `rewind` keeps rows without one."""
+        if not self.writes:
+            return
         self._claim_directory()
         self._samples.append(rows)
 
@@ -163,6 +178,8 @@ class Run:
 
     def rewind(self, step: int) -> None:
         """Drops the rows of later steps from metrics.jsonl and samples.jsonl, so that a resume doubles none."""
+        if not self.writes:
+            return
         self._claim_directory()
         self._metrics.rewind(step)
         self._samples.rewind(step)
@@ -171,6 +188,8 @@ class Run:
         """Writes a checkpoint with the random streams in it; see `save_checkpoint` for what it takes and raises."""
         if "streams" in state:
             raise ValueError("'streams' is the run's own entry in the state of a checkpoint")
+        if not self.writes:
+            return
         self._claim_directory()
         save_checkpoint(self.path("checkpoints"), step, tensors, {**state, "streams": self.streams.state()})
 

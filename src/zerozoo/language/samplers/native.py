@@ -38,7 +38,6 @@ class NativeSampler:
         self.policy = policy
         self.max_rows = max_rows
 
-    @torch.no_grad()
     def sample(
         self,
         prompts: Sequence[Sequence[int]],
@@ -48,11 +47,17 @@ class NativeSampler:
     ) -> Samples:
         """See `Sampler`."""
         check_prompts(prompts)
+        return self.write(prompts, samples, decoding, self.uniforms(len(prompts) * samples, decoding, generator))
+
+    def uniforms(self, rows: int, decoding: Decoding, generator: torch.Generator) -> Tensor:
+        """(rows, max_new_tokens) float64 random numbers in [0, 1): one for every token that may be drawn."""
+        return torch.rand((rows, decoding.max_new_tokens), generator=generator, dtype=torch.float64)
+
+    @torch.no_grad()
+    def write(self, prompts: Sequence[Sequence[int]], samples: int, decoding: Decoding, uniforms: Tensor) -> Samples:
+        """The responses that the given random numbers make, as `uniforms` draws them."""
         training = self.policy.model.training
         self.policy.model.eval()
-        uniforms = torch.rand(
-            (len(prompts) * samples, decoding.max_new_tokens), generator=generator, dtype=torch.float64
-        )
         per_wave = max(1, self.max_rows // samples)
         waves = []
         for start in range(0, len(prompts), per_wave):

@@ -41,11 +41,12 @@ from zerozoo.language.build import (
     make_sampler,
     make_update_settings,
     open_policy,
+    open_verifier,
     prompt_maker,
+    save_policy,
 )
 from zerozoo.language.device import choose_machine
-from zerozoo.language.lora import merge_lora
-from zerozoo.language.models import save_model
+from zerozoo.language.parallel import join_ranks
 from zerozoo.language.plan import describe_plan
 from zerozoo.language.samplers.interface import Decoding
 from zerozoo.language.task_choice import fit_tasks, load_tasks_for
@@ -55,7 +56,6 @@ from zerozoo.language.zoo import recommended
 from zerozoo.rewards.terms import load_reward
 from zerozoo.runs.claims import Claim, all_of, difference_claim, require_mean
 from zerozoo.runs.run import Run
-from zerozoo.tasks.task import make_verifier
 
 PAPER = "SimpleRL-Zoo: Investigating and Taming Zero RL for Open Base Models in the Wild (2025), arXiv 2503.18892"
 
@@ -165,9 +165,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         **_ARITHMETIC,
         "model": "smollm2-135m",
         "stop": ("\n",),
-        "prompts_per_step": 32,
-        "learning_rate": 2e-5,
-        "steps": 30,
+        "prompts_per_step": 24,
+        "learning_rate": 1e-5,
+        "steps": 40,
     },
     "tiny": _TINY,
     "paper": {},
@@ -188,12 +188,12 @@ def train(config: Config, run: Run) -> dict[str, float]:
     config = complete(config)
     machine = choose_machine(config.device, config.dtype, config.tokens_per_microbatch, config.rows_at_once)
     algorithm, reward, tasks = make_algorithm(config), load_reward(config.reward), load_tasks_for(config)
-    policy = open_policy(config, machine)
-    sampler = make_sampler(config.sampler, policy, machine)
-    tasks = fit_tasks(config, tasks, policy, sampler, run)
+    ranks, policy = join_ranks(machine.device), open_policy(config, machine)
+    sampler = make_sampler(config.sampler, policy, machine, ranks)
+    tasks = fit_tasks(config, tasks, policy, sampler, run, ranks)
     optimizer = make_optimizer(policy, config.learning_rate, config.weight_decay)
-    updater = Updater(policy, optimizer, algorithm, make_update_settings(config, machine))
-    with make_verifier(tasks) as verifier:
+    updater = Updater(policy, optimizer, algorithm, make_update_settings(config, machine), ranks)
+    with open_verifier(tasks, ranks) as verifier:
         metrics = ZeroRL(
             policy=policy,
             sampler=sampler,
@@ -207,9 +207,9 @@ def train(config: Config, run: Run) -> dict[str, float]:
             settings=make_loop_settings(config),
             run=run,
             reference=make_reference(policy, updater) if algorithm.kl.coefficient else None,
+            ranks=ranks,
         ).train()
-    merge_lora(policy)
-    save_model(policy, run.path("model"))
+    save_policy(policy, run)
     return metrics
 
 
