@@ -58,7 +58,7 @@ bench-quickstart: $(VENV)/.dev  ## Five seeds of the quickstart into results/qui
 	@touch $@
 
 bench-trl: $(VENV)/.dev .venv-trl/.created  ## TRL's GRPOTrainer on the same task, three seeds, in its own environment
-	$(BIN)/python benchmarks/quickstart.py --trl .venv-trl/bin/python
+	$(BIN)/python benchmarks/quickstart.py --trl .venv-trl/bin/python --trl-rows 64
 
 bench-verifier: $(VENV)/.dev  ## The verifier against math-verify on the golden set
 	$(BIN)/python benchmarks/verifier.py

@@ -221,7 +221,8 @@ def export_problems(config: Any, path: Path) -> None:
 
 
 def _settings(config: Any) -> dict[str, Any]:
-    return {name: value for name, value in asdict(config).items() if name in SETTINGS}
+    chosen = {name: value for name, value in asdict(config).items() if name in SETTINGS}
+    return dict(json.loads(json.dumps(chosen)))  # tuples as lists, as a results file gives them back
 
 
 def zerozoo_command(config: Any, seed: int, directory: Path) -> list[str]:
