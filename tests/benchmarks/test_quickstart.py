@@ -117,6 +117,12 @@ def test_rows_of_other_settings_are_refused(tmp_path: Path) -> None:
         quickstart.check_settings({"settings": {"steps": 40}}, {"steps": 2}, tmp_path)
 
 
+def test_the_settings_of_the_preset_are_those_that_a_results_file_gives_back(tmp_path: Path) -> None:
+    settings = quickstart._settings(quickstart.load_config(None))
+    quickstart.check_settings({"settings": json.loads(json.dumps(settings))}, settings, tmp_path)
+    assert settings["stop"] == ["\n"]
+
+
 RUN = """
 import json, pathlib, sys
 directory = pathlib.Path(sys.argv[1])

@@ -214,6 +214,15 @@ def test_sampling_options_reach_the_sampler(scripted, problems, saved_model, cap
     assert result["settings"]["seed"] == 3
 
 
+def test_loose_numbers_are_those_of_the_papers_grader(scripted, tmp_path, saved_model, capsys):
+    problems = tmp_path / "percent.jsonl"
+    problems.write_text('{"question": "What is 1 + 1?", "answer": "0.02"}\n')
+    for options, right in (([], 0), (["--loose-numbers"], 1)):
+        (result,) = results(capsys, saved_model, "--suite", problems, *options)
+        assert result["verdicts"]["right"] == right
+        assert result["settings"]["loose_numbers"] is bool(options)
+
+
 def test_limit_takes_the_same_problems_wherever_they_stand(scripted, problems, saved_model, tmp_path, capsys):
     lines = problems.read_text().splitlines(keepends=True)
     turned = tmp_path / "turned.jsonl"
@@ -481,6 +490,7 @@ def test_subject_and_level_groups(policy):
             ["--suite", "countdown", "--extractor", "boxed"],
             "Countdown reads the whole response; leave out the extractor.",
         ),
+        (["--suite", "countdown", "--loose-numbers"], "Loose numbers belong to mathematics; countdown:mixed has"),
     ],
 )
 def test_mistakes_are_one_sentence(saved_model, capsys, options, sentence):

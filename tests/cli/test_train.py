@@ -4,38 +4,23 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
 from zerozoo.cli.main import main
-from zerozoo.language.families import tiny_model
-from zerozoo.language.models import load_model, save_model
+from zerozoo.language.models import load_model
 from zerozoo.runs.run import Run
 
 Train = Callable[..., tuple[int, str, str]]
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A random model of few characters, which is right now and then."""
-    folder = tmp_path_factory.mktemp("model") / "digits"
-    save_model(tiny_model("llama", vocabulary="0123 ", hidden=16, heads=2, kv_heads=1), folder)
-    return str(folder)
-
-
 @pytest.fixture
-def train(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Train:
+def train(
+    digits_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Train:
     """Runs the command in an empty folder: (exit code, standard output, standard error)."""
     monkeypatch.chdir(tmp_path)
 
@@ -45,7 +30,7 @@ def train(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
         if not outcome:  # drawing the figures takes longer than the run
             monkeypatch.setattr("zerozoo.cli.train.show_outcome", lambda *_: None)
         start = [
-            *("--model", model, "--data", "arithmetic", "--level", "one-digit", "--heldout-size", "6"),
+            *("--model", digits_model, "--data", "arithmetic", "--level", "one-digit", "--heldout-size", "6"),
             *("--max-new-tokens", "3", "--prompts-per-step", "4", "--samples-per-prompt", "4"),
             *("--updates-per-step", "1", "--kl-coefficient", "0", "--steps", "2", "--directory", "run"),
         ]
@@ -259,6 +244,12 @@ def test_directories_that_are_no_runs(train: Train, tmp_path: Path, flags: list[
     small = "--directory" in flags
     assert_refused(train(*flags, small=small), message)
     assert (tmp_path / "full" / "letter.txt").exists()
+
+
+def test_a_run_cannot_become_shorter(train: Train) -> None:
+    assert train("--steps", "3")[0] == 0
+    assert_refused(train("--resume", "run", "--steps", "2", small=False), "run has done 3 steps already; --steps 2")
+    assert Run.open("run").config["steps"] == 3
 
 
 def test_a_mended_config_may_use_the_directory_of_the_failed_one(train: Train, tmp_path: Path) -> None:

@@ -49,8 +49,11 @@ def test_two_processes_train_like_one(tmp_path: Path) -> None:
     one, two = (rows(tmp_path / str(processes) / "metrics.jsonl") for processes in (1, 2))
     assert [row["step"] for row in one] == [row["step"] for row in two] == [0, 1, 2]
     for first, second in zip(one, two, strict=True):
-        measured = {name for name in first if name != "time" and not name.startswith("seconds")}
-        assert measured == {name for name in second if name != "time" and not name.startswith("seconds")}
+        assert first.keys() == second.keys()
+        # Each process pads its own micro-batches and drops finished rows of its own.
+        measured = [
+            name for name in first if not name.startswith(("time", "seconds/", "update/padded", "tokens/drawn"))
+        ]
         for name in measured:
             assert second[name] == pytest.approx(first[name], abs=1e-5), name
     assert any(row.get("policy/gradient_norm", 0) > 0 for row in one)  # or nothing was compared

@@ -336,7 +336,8 @@ def test_no_optimiser_step_without_any_informative_row() -> None:
     before = weights(policy)
     metrics = updater.update(credited(make_rollouts(rewards=[1.0] * 16), algorithm))
     assert torch.equal(weights(policy), before)
-    assert metrics == {"update/rows": 0.0, "update/row_share": 0.0, "update/skipped_steps": 1.0}
+    counted = dict.fromkeys(("rows", "row_share", "response_tokens", "tokens", "padded_tokens"), 0.0)
+    assert metrics == {f"update/{name}": value for name, value in {**counted, "skipped_steps": 1.0}.items()}
 
 
 # --- on-policy, old log-probs, mini-batches

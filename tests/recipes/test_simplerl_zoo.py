@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,7 @@ import torch
 
 from zerozoo.cli.registry import load_recipe
 from zerozoo.language.build import make_algorithm
-from zerozoo.language.families import tiny_model
-from zerozoo.language.models import load_model, save_model
+from zerozoo.language.models import load_model
 from zerozoo.language.zoo import ZOO
 from zerozoo.recipes.reasoning import simplerl_zoo
 from zerozoo.recipes.reasoning.simplerl_zoo import CLAIM, EXTENDABLE, PRESETS, Config, complete, plan
@@ -35,24 +33,9 @@ FIELDS: dict[str, Any] = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("model") / "digits"
-    save_model(tiny_model("llama", vocabulary="0123 ", hidden=16, heads=2, kv_heads=1), folder)
-    return str(folder)
-
-
-def train(model: str, directory: Path, **changes: Any) -> tuple[dict[str, float], Run]:
+def train(digits_model: str, directory: Path, **changes: Any) -> tuple[dict[str, float], Run]:
     run = Run(directory, seed=0)
-    return simplerl_zoo.train(Config(model=model, **{**FIELDS, **changes}), run), run
+    return simplerl_zoo.train(Config(model=digits_model, **{**FIELDS, **changes}), run), run
 
 
 def parameters(folder: Path | str) -> torch.Tensor:
@@ -144,13 +127,13 @@ def test_claims_have_arms_that_differ_in_valid_fields() -> None:
 # --- whole runs
 
 
-def test_a_run_trains_and_leaves_a_model_that_loads(model: str, tmp_path: Path) -> None:
-    metrics, run = train(model, tmp_path / "run")
+def test_a_run_trains_and_leaves_a_model_that_loads(digits_model: str, tmp_path: Path) -> None:
+    metrics, run = train(digits_model, tmp_path / "run")
     assert metrics["step"] == 3
     assert 0 <= metrics["heldout/sampled_low"] <= metrics["heldout/sampled_accuracy"] <= metrics["heldout/sampled_high"]
     assert all(math.isfinite(value) for value in metrics.values())
     final = parameters(tmp_path / "run" / "model")
-    assert not torch.equal(final, parameters(model))
+    assert not torch.equal(final, parameters(digits_model))
     checkpoint = run.load()
     assert checkpoint is not None
     saved = load_model(tmp_path / "run" / "model").model
@@ -170,9 +153,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_machine_settings_change_no_result_beyond_rounding(model: str, tmp_path: Path, name: str) -> None:
-    plain, _ = train(model, tmp_path / "plain", learning_rate=1e-3)
-    other, _ = train(model, tmp_path / "other", learning_rate=1e-3, **VARIANTS[name])
+def test_machine_settings_change_no_result_beyond_rounding(digits_model: str, tmp_path: Path, name: str) -> None:
+    plain, _ = train(digits_model, tmp_path / "plain", learning_rate=1e-3)
+    other, _ = train(digits_model, tmp_path / "other", learning_rate=1e-3, **VARIANTS[name])
     assert other["mean/reward"] == plain["mean/reward"]
     difference = parameters(tmp_path / "plain" / "model") - parameters(tmp_path / "other" / "model")
     assert float(difference.abs().max()) < 1e-4
@@ -191,13 +174,13 @@ OTHERS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_every_kind_of_run_trains(model: str, tmp_path: Path, name: str) -> None:
+def test_every_kind_of_run_trains(digits_model: str, tmp_path: Path, name: str) -> None:
     if name == "adapters":
         pytest.importorskip("peft")
-    metrics, run = train(model, tmp_path / "run", **OTHERS[name], steps=2)
+    metrics, run = train(digits_model, tmp_path / "run", **OTHERS[name], steps=2)
     final = parameters(tmp_path / "run" / "model")
     assert bool(torch.isfinite(final).all())
-    assert not torch.equal(final, parameters(model))
+    assert not torch.equal(final, parameters(digits_model))
     assert metrics["step"] == 2
     rows = run.history()[1:]
     assert all(row.get("policy/sampler_mismatch", 0.0) < (0.1 if name == "bfloat16" else 1e-4) for row in rows)
@@ -207,20 +190,20 @@ def test_every_kind_of_run_trains(model: str, tmp_path: Path, name: str) -> None
         assert {row["reward/highest"] for row in rows} <= {0.5, -1.0}
 
 
-def test_strict_rewards_of_a_model_that_never_boxes_teach_nothing(model: str, tmp_path: Path) -> None:
+def test_strict_rewards_of_a_model_that_never_boxes_teach_nothing(digits_model: str, tmp_path: Path) -> None:
     """The paper's point: every answer is punished for its form, right ones too."""
-    _, run = train(model, tmp_path / "run", reward="strict", steps=2)
+    _, run = train(digits_model, tmp_path / "run", reward="strict", steps=2)
     rows = run.history()[1:]
     assert any(row["correct"] > 0 for row in rows)
     assert all((row["reward"], row["groups/informative"], row["update/rows"]) == (-1.0, 0.0, 0.0) for row in rows)
-    assert torch.equal(parameters(tmp_path / "run" / "model"), parameters(model))
+    assert torch.equal(parameters(tmp_path / "run" / "model"), parameters(digits_model))
 
 
-def test_split_auto_trains_on_problems_with_mixed_outcome(model: str, tmp_path: Path) -> None:
+def test_split_auto_trains_on_problems_with_mixed_outcome(digits_model: str, tmp_path: Path) -> None:
     said: list[str] = []
     run = Run(tmp_path / "run")
     run.say = said.append
-    config = Config(model=model, **{**FIELDS, "split": "auto", "samples_per_prompt": 16, "steps": 1})
+    config = Config(model=digits_model, **{**FIELDS, "split": "auto", "samples_per_prompt": 16, "steps": 1})
     simplerl_zoo.train(config, run)
     (line,) = [line for line in said if line.startswith("split auto: ")]
     kept, total = int(line.split()[2]), int(line.split()[4])

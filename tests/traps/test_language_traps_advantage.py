@@ -21,6 +21,7 @@ from zerozoo.language.build import make_algorithm, make_reference
 from zerozoo.language.deck import Deck
 from zerozoo.language.families import tiny_model
 from zerozoo.language.models import LanguageModel
+from zerozoo.language.parallel import ALONE, Ranks
 from zerozoo.language.rollouts import Rollouts
 from zerozoo.language.snapshot import restore, snapshot
 from zerozoo.losses.advantages import group_centred, group_normalised, informative_groups, leave_one_out
@@ -102,9 +103,33 @@ def test_trap_17_shares_of_two_ranks_add_up(aggregation: str) -> None:
     assert not torch.allclose(own, weight[:3])  # the mistake would show
 
 
-def test_trap_17_reduction_over_real_ranks(absent: Make) -> None:
-    """Mistake: gradients of ranks are averaged after a local mean. Rule: the count is global."""
-    absent("FSDP learner on several ranks", "torch.distributed", "torch.distributed.fsdp", "ray")
+class LoneRank(Ranks):
+    """One of two processes whose other one is not there: what it would add to the sum is written down."""
+
+    def gather(self, part: Any) -> list[Any]:
+        return list(part)
+
+    def add(self, tensors: Any) -> None:
+        brought.append([tensor.clone() for tensor in tensors])
+
+
+brought: list[list[Tensor]] = []
+
+
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
+def test_trap_17_gradients_of_two_ranks_add_up(aggregation: str, hand_made: Make, make_updater: Make) -> None:
+    """Mistake: gradients of ranks are averaged after a local mean. Rule: the count is global, gradients are summed."""
+    # The real processes of test_parallel.py exchange what is added here by hand.
+    brought.clear()
+    for ranks in (LoneRank(0, 2), LoneRank(1, 2), ALONE):
+        updater = make_updater(small_policy(), objective(aggregation), max_gradient_norm=1e9)
+        updater.ranks = ranks
+        updater.update(uneven(hand_made))
+    gradients = [step for step in brought if len(step) == len(updater.parameters)]
+    assert len(gradients) == 2
+    for parameter, first, second in zip(updater.parameters, *gradients, strict=True):
+        torch.testing.assert_close(first + second, parameter.grad, atol=1e-12, rtol=1e-9)
+        assert not torch.allclose((first + second) / 2, parameter.grad) or not parameter.grad.any()
 
 
 # --- 18 to 22

@@ -21,6 +21,7 @@ from zerozoo.language.families import tiny_model
 from zerozoo.language.logprobs import Sequences, response_scores
 from zerozoo.language.lora import add_lora, merge_lora
 from zerozoo.language.models import LanguageModel
+from zerozoo.language.parallel import Ranks, ShardedSampler
 from zerozoo.language.samplers import native
 from zerozoo.language.samplers.draw import draw
 from zerozoo.language.samplers.interface import Decoding
@@ -151,7 +152,7 @@ def test_trap_12_old_logprobs_are_the_learners_and_behaviour_stays_the_samplers(
     with ratios(monkeypatch) as seen:
         metrics = loop.updater.update(rollouts)
     live = (rollouts.advantages != 0).nonzero()[:, 0].tolist()
-    order, _ = loop.updater._microbatches(rollouts, live)[0]
+    order = loop.updater._microbatches(rollouts, live)[0].rows
     old = rollouts.flat(loop.updater.scores(before, rollouts), order)
     assert len(seen) == 2
     assert distance(seen[1][1], old) < 1e-5  # of the policy before the first step, also in the second step
@@ -289,9 +290,23 @@ def test_trap_15_streams_of_different_names_differ() -> None:
     assert len({tuple(row) for row in numbers}) == 8
 
 
-def test_trap_15_replicas_of_the_sampler(absent: Make) -> None:
+def test_trap_15_replicas_of_the_sampler() -> None:
     """Mistake: every replica draws the same responses. Rule: all rows of a step differ, whoever drew them."""
-    absent("sampler replicas on several machines", "ray", "vllm", "torch.distributed")
+
+    class LoneRank(Ranks):
+        def gather(self, part: Any) -> list[Any]:
+            return list(part)
+
+    policy = tiny_model("llama", seed=0)
+    prompts = [policy.encode(PROMPTS[0])] * 4
+    decoding = Decoding(max_new_tokens=8)
+
+    def draws(sampler: Any) -> list[list[int]]:
+        return sampler.sample(prompts, 2, decoding, torch.Generator().manual_seed(0)).tokens.tolist()
+
+    replicas = [draws(ShardedSampler(NativeSampler(policy), LoneRank(rank, 2))) for rank in range(2)]
+    assert replicas[0] + replicas[1] == draws(NativeSampler(policy))
+    assert len({tuple(row) for replica in replicas for row in replica}) == 8
 
 
 def test_trap_16_scores_are_made_without_dropout(make_loop: Make, tmp_path: Path) -> None:

@@ -77,6 +77,7 @@ def run(
     device: str = "auto",
     dtype: str = "auto",
     batch: int = 256,
+    loose_numbers: Annotated[bool, FlagCreatePairsOff] = False,
 ) -> int:
     """Accuracy, pass@k with intervals, lengths and behaviours of runs or models on suites of problems.
 
@@ -106,6 +107,8 @@ def run(
         device: auto, cpu, cuda, cuda:1, mps.
         dtype: of the weights: auto, float32, bfloat16, float16.
         batch: responses written side by side; more need more memory.
+        loose_numbers: also accept numbers within 0.01 % and percentages off by a factor of 100, as the grader that the
+            paper used does; makes false positives, for comparisons only.
     """
     from zerozoo.language.measure import Settings
 
@@ -124,6 +127,7 @@ def run(
         seed=seed,
         ks=parse_ks(k),
         rows=batch,
+        loose_numbers=loose_numbers,
     )
     check_settings(settings)
     judge = make_judge(behaviours, judge_url, judge_model, judge_key_variable)

@@ -76,7 +76,19 @@ def _config(recipe: Recipe, options: Namespace, fields: Sequence[str]) -> Any:
     else:
         default = recipe.make_config({}, options.preset)
     _check_flags(recipe, fields)
-    return _parse_fields(recipe, default, fields)
+    config = _parse_fields(recipe, default, fields)
+    if options.resume is not None:
+        _check_length(options.resume, getattr(config, "steps", None))
+    return config
+
+
+def _check_length(directory: Path, steps: int | None) -> None:
+    """A run cannot become shorter than what it has done."""
+    from zerozoo.runs.run import Run
+
+    done = max((row["step"] for row in Run.open(directory).history()), default=0)
+    if steps is not None and steps < done:
+        raise UserError(f"{directory} has done {done} steps already; --steps {steps} would be fewer.")
 
 
 def _parse_fields(recipe: Recipe, default: Any, fields: Sequence[str]) -> Any:

@@ -21,7 +21,7 @@ from zerozoo.language.rollouts import Rollouts, join_rollouts, verify_samples
 from zerozoo.language.samplers.interface import Decoding, Sampler
 from zerozoo.language.samplers.native import NativeSampler
 from zerozoo.language.suites import Suite
-from zerozoo.rewards.verifier import Verdict, Verifier
+from zerozoo.rewards.verifier import MathVerifier, Verdict, Verifier
 from zerozoo.runs.errors import UserError
 from zerozoo.runs.statistics import Interval, proportion_interval
 from zerozoo.runs.streams import Streams
@@ -41,6 +41,7 @@ class Settings:
         limit: at most this many problems, the first by the hash of their question.
         ks: the k of pass@k; None: 1, 2, 4, ... up to `samples`.
         rows: responses written side by side; it changes no result beyond rounding.
+        loose_numbers: the leniency of the paper's grader, see `MathVerifier`.
     """
 
     samples: int = 1
@@ -53,6 +54,7 @@ class Settings:
     seed: int = 0
     ks: tuple[int, ...] | None = None
     rows: int = 256
+    loose_numbers: bool = False
 
     @property
     def decided_temperature(self) -> float:
@@ -147,7 +149,7 @@ def evaluate_suite(
     began = time.perf_counter()
     suite, tasks, notes = _prepare(policy, suite, settings)
     sampler = sampler or NativeSampler(policy, settings.rows)
-    own = closing(make_verifier(suite.verifier, suite.extractor)) if verifier is None else nullcontext(verifier)
+    own = closing(_make_verifier(suite, settings)) if verifier is None else nullcontext(verifier)
     with own as judging:
         rollouts, sampling_seconds = _answer(policy, suite, tasks, settings, sampler, judging, progress)
         usable = _usable_golds(tasks, judging)
@@ -169,12 +171,18 @@ def evaluate_suite(
     )
 
 
+def _make_verifier(suite: Suite, settings: Settings) -> Verifier:
+    if not settings.loose_numbers:
+        return make_verifier(suite.verifier, suite.extractor)
+    return MathVerifier(extractor=suite.extractor, loose_numbers=True)
+
+
 def _decided(suite: Suite, settings: Settings) -> dict[str, Any]:
     """Everything that decided the numbers; `rows` did not."""
     from_suite = {
         name: getattr(suite, name) for name in ("verifier", "extractor", "template", "stop", "max_new_tokens")
     }
-    own = {name: getattr(settings, name) for name in ("samples", "top_p", "limit", "seed")}
+    own = {name: getattr(settings, name) for name in ("samples", "top_p", "limit", "seed", "loose_numbers")}
     return {**own, "temperature": settings.decided_temperature, **from_suite}
 
 
@@ -187,6 +195,8 @@ def _prepare(policy: LanguageModel, suite: Suite, settings: Settings) -> tuple[S
         if suite.verifier == "countdown":
             raise UserError("Countdown reads the whole response; leave out the extractor.")
         suite = replace(suite, extractor=settings.extractor)
+    if settings.loose_numbers and suite.verifier != "math":
+        raise UserError(f"Loose numbers belong to mathematics; {suite.name} has a verifier of its own.")
     longest = settings.max_new_tokens or suite.max_new_tokens
     if longest >= policy.max_context:
         if settings.max_new_tokens is not None:

@@ -21,6 +21,22 @@ from zerozoo.runs.errors import DivergedError
 
 
 @dataclass(frozen=True)
+class MicroBatch:
+    """Rows of one forward pass.
+
+    Attributes:
+        rows: of the rollouts.
+        shared: whether rows of a group share their prompt.
+        tokens, padded: positions that are computed, without and with padding.
+    """
+
+    rows: list[int]
+    shared: bool
+    tokens: int
+    padded: int
+
+
+@dataclass(frozen=True)
 class UpdateSettings:
     """How a rollout is cut into gradient steps.
 
@@ -73,9 +89,9 @@ class Updater:
         training = model.training
         model.eval()
         with torch.no_grad():
-            for rows, shared in self._microbatches(rollouts, self._my_rows(rollouts, range(len(rollouts)))):
-                flat = self._forward(model, rollouts, rows, shared).logprobs.cpu()
-                picked = torch.tensor(rows)
+            for batch in self._microbatches(rollouts, self._my_rows(rollouts, range(len(rollouts)))):
+                flat = self._forward(model, rollouts, batch).logprobs.cpu()
+                picked = torch.tensor(batch.rows)
                 mask = torch.arange(result.shape[1]) < rollouts.samples.lengths[picked, None]
                 part = result.new_zeros(mask.shape)
                 part[mask] = flat
@@ -121,8 +137,7 @@ class Updater:
         mine = set(groups[self.ranks.rank :: self.ranks.size])
         return [row for row in rows if group_of[row] in mine]
 
-    def _microbatches(self, rollouts: Rollouts, rows: list[int]) -> list[tuple[list[int], bool]]:
-        """Rows of each forward pass, and whether they share their prompts."""
+    def _microbatches(self, rollouts: Rollouts, rows: list[int]) -> list[MicroBatch]:
         budget = self.settings.tokens_per_microbatch
         groups: dict[int, list[int]] = {}
         for row in rows:
@@ -138,24 +153,26 @@ class Updater:
         batches = []
         for units, shared in ((together, True), (alone, False)):
             for batch in split_by_tokens([length for _, length in units], budget):
-                batches.append(([row for index in batch for row in units[index][0]], shared))
+                lengths = [units[index][1] for index in batch]
+                padded = sum(lengths) if self.settings.packed and not shared else len(batch) * max(lengths)
+                members = [row for index in batch for row in units[index][0]]
+                batches.append(MicroBatch(members, shared, sum(lengths), padded))
         return batches
 
     def _forward(
         self,
         model: torch.nn.Module,
         rollouts: Rollouts,
-        rows: list[int],
-        shared: bool,
+        batch: MicroBatch,
         entropy_gradient: bool = False,
     ) -> TokenScores:
         with self.policy.precision():
             return response_scores(
                 model,
-                rollouts.sequences(rows),
+                rollouts.sequences(batch.rows),
                 temperature=self.settings.temperature,
                 packed=self.settings.packed,
-                shared=shared,
+                shared=batch.shared,
                 entropy_gradient=entropy_gradient,
             )
 
@@ -178,9 +195,11 @@ class Updater:
             totals.skipped_steps += 1
             return
         self.optimizer.zero_grad(set_to_none=True)
-        for batch, shared in self._microbatches(rollouts, self._my_rows(rollouts, live_rows)):
-            scores = self._forward(self.policy.model, rollouts, batch, shared, self.algorithm.entropy_coefficient != 0)
-            self._loss(scores, rollouts, batch, weights, old, reference, totals).backward()
+        for batch in self._microbatches(rollouts, self._my_rows(rollouts, live_rows)):
+            scores = self._forward(self.policy.model, rollouts, batch, self.algorithm.entropy_coefficient != 0)
+            self._loss(scores, rollouts, batch.rows, weights, old, reference, totals).backward()
+            totals.positions += batch.tokens
+            totals.padded += batch.padded
         self._add_gradients()
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.max_gradient_norm)
         if not torch.isfinite(norm):
@@ -253,7 +272,7 @@ class _Totals:
 
     def __init__(self, has_kl: bool) -> None:
         self.has_kl = has_kl
-        self.rows = self.live_rows = self.skipped_steps = self.tokens = 0
+        self.rows = self.live_rows = self.skipped_steps = self.tokens = self.positions = self.padded = 0
         self.loss = torch.zeros(())
         self.entropy = torch.zeros(())
         self.clipped = torch.zeros(())
@@ -267,12 +286,12 @@ class _Totals:
             return
         sums = torch.stack([torch.as_tensor(float(one)) for one in self._sums()]).double()
         ranks.add([sums])
-        tokens, self.loss, self.entropy, self.clipped, self.kl = sums.unbind()
-        self.tokens = int(tokens)
+        self.loss, self.entropy, self.clipped, self.kl = sums[:4].unbind()
+        self.tokens, self.positions, self.padded = (int(one) for one in sums[4:])
         self.mismatch = torch.as_tensor(ranks.highest(float(self.mismatch)))
 
     def _sums(self) -> tuple[float | Tensor, ...]:
-        return self.tokens, self.loss, self.entropy, self.clipped, self.kl
+        return self.loss, self.entropy, self.clipped, self.kl, self.tokens, self.positions, self.padded
 
     def metrics(self) -> dict[str, float]:
         """Means per token of the rows in the update; entropy in nats, whatever the aggregation (trap 28).
@@ -284,6 +303,9 @@ class _Totals:
             "update/rows": float(self.live_rows),
             "update/row_share": self.live_rows / max(1, self.rows),
             "update/skipped_steps": float(self.skipped_steps),
+            "update/response_tokens": float(self.tokens),
+            "update/tokens": float(self.positions),
+            "update/padded_tokens": float(self.padded),
         }
         if self.tokens:
             result |= {

@@ -15,6 +15,7 @@ from zerozoo.language.deck import Deck
 from zerozoo.language.evaluation import Evaluation, evaluate_tasks, sampling_metrics
 from zerozoo.language.models import LanguageModel
 from zerozoo.language.parallel import ALONE, Ranks
+from zerozoo.language.profile import peak_memory, reset_peak_memory, write_machine
 from zerozoo.language.rollouts import Rollouts, join_rollouts, verify_samples
 from zerozoo.language.samplers.interface import Decoding, Sampler
 from zerozoo.language.snapshot import restore, snapshot
@@ -82,6 +83,7 @@ class ZeroRL:
         decoding: how training responses are drawn.
         run: directory, streams and metrics.
         ranks: the processes that train together; sampler, verifier and updater must know of them, too.
+        profile: also measure the memory of every phase and the speed of the machine (see `profile`).
     """
 
     policy: LanguageModel
@@ -97,7 +99,9 @@ class ZeroRL:
     run: Run
     reference: Callable[[Rollouts], Tensor] | None = None
     ranks: Ranks = ALONE
+    profile: bool = False
     seconds: dict[str, float] = field(default_factory=dict)
+    memory: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.decoding.top_p != 1 or self.decoding.temperature == 0:
@@ -123,6 +127,8 @@ class ZeroRL:
             KeyboardInterrupt: after a checkpoint was saved.
         """
         start = self._resume()
+        if self.profile:
+            write_machine(self.run, self.policy)
         if start == 0:
             self.run.log(0, self.evaluate(0, sampled=True))
         with Interrupts(self.run.say) as interrupts:
@@ -150,7 +156,7 @@ class ZeroRL:
 
     def step(self, step: int) -> tuple[Rollouts, dict[str, float]]:
         """One rollout and its gradient steps."""
-        self.seconds = {}
+        self.seconds, self.memory = {}, {}
         began = time.perf_counter()
         factor = self.settings.learning_rate_factor(step)
         for group, rate in zip(self.updater.optimizer.param_groups, self.base_rates, strict=True):
@@ -162,6 +168,7 @@ class ZeroRL:
             metrics |= self.updater.update(rollouts, reference if self.algorithm.kl.in_loss else None)
         self.seconds["step"] = time.perf_counter() - began
         metrics |= {f"seconds/{name}": value for name, value in self.seconds.items()}
+        metrics |= {f"memory/{name}": value for name, value in self.memory.items()}
         metrics |= {
             "learning_rate": self.updater.optimizer.param_groups[0]["lr"],
             "advantage/highest": float(rollouts.advantages.max()),
@@ -262,6 +269,10 @@ class ZeroRL:
             "groups/informative": informative,
             "groups/all_wrong": float((per_group.amax(1) == 0).float().mean()),
             "groups/all_right": float((per_group.amin(1) == 1).float().mean()),
+            "tokens/prompts": float(sum(map(len, rollouts.prompts))),  # each is run once for its group
+            "tokens/responses": float(rollouts.samples.lengths.sum()),
+            "tokens/drawn": float(rollouts.samples.drawn),
+            "tokens/rows": float(len(rollouts)),
             **sampling_metrics(rollouts),
         }
 
@@ -279,9 +290,13 @@ class ZeroRL:
 
     @contextmanager
     def _timed(self, phase: str) -> Iterator[None]:
+        if self.profile:
+            reset_peak_memory(self.policy.model.device)
         began = time.perf_counter()
         yield
         self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - began
+        if self.profile:
+            self.memory[phase] = max(self.memory.get(phase, 0.0), peak_memory(self.policy.model.device))
 
     def _save(self, step: int) -> None:
         tensors = snapshot(self.policy.model, self.updater.optimizer)

@@ -73,7 +73,17 @@ def _heldout(mode: str, label: str, colour: str) -> Curve:
     return Curve(f"heldout/{mode}_accuracy", label, colour, low, high, noisy=False)
 
 
+_RETURN = Curve("evaluation/return", "return", BLUE, "evaluation/low", "evaluation/high", noisy=False)
+
 FIGURES: dict[str, tuple[str, tuple[Panel, ...]]] = {
+    "returns": (
+        "evaluation",
+        (
+            Panel("return\nper episode", (_RETURN,)),
+            Panel("of the episodes", (Curve("evaluation/success", "successful", GREEN, noisy=False),), share=True),
+            Panel("return\nper episode", (Curve("training/return", "of training, while exploring", ORANGE),)),
+        ),
+    ),
     "accuracy": (
         "accuracy and reward",
         (

@@ -55,6 +55,8 @@ class Samples:
         stopped: (N,) bool, True for finish reason "stop", False for "length".
         groups: (N,) int64, index of the prompt.
         texts: N decoded responses without special tokens, cut before a stop string.
+        drawn: how often a token was drawn: the lengths, and what was drawn for finished rows that waited for others.
+            0: no more than the lengths.
     """
 
     tokens: Tensor
@@ -63,6 +65,10 @@ class Samples:
     stopped: Tensor
     groups: Tensor
     texts: list[str]
+    drawn: int = 0
+
+    def __post_init__(self) -> None:
+        self.drawn = self.drawn or int(self.lengths.sum())
 
 
 class Sampler(Protocol):
@@ -152,4 +158,5 @@ def join_samples(parts: Sequence[Samples], pad_id: int) -> Samples:
         stopped=torch.cat([part.stopped for part in parts]),
         groups=torch.cat(groups),
         texts=[text for part in parts for text in part.texts],
+        drawn=sum(part.drawn for part in parts),
     )

@@ -93,6 +93,7 @@ class _Wave:
         self.lengths = torch.full((rows,), longest, device=self.device)
         self.stopped = torch.zeros(rows, dtype=torch.bool, device=self.device)
         self.ends = Ends(policy, decoding)
+        self.drawn = 0
 
     def run(self) -> Samples:
         logits = self._read_prompts()
@@ -100,6 +101,7 @@ class _Wave:
             tokens, logprobs = draw(
                 logits, self.decoding.temperature, self.decoding.top_p, self.uniforms[self.live, step]
             )
+            self.drawn += len(tokens)
             self.tokens[self.live, step] = tokens
             self.logprobs[self.live, step] = logprobs
             writing = ~self._ended(step)
@@ -162,4 +164,4 @@ class _Wave:
         texts = self.policy.tokenizer.batch_decode(rows, skip_special_tokens=True)
         texts = [cut_at_stop(text, self.decoding.stop_strings) for text in texts]
         groups = torch.arange(len(self.prompts)).repeat_interleave(self.samples)
-        return Samples(tokens, lengths, logprobs, self.stopped.cpu(), groups, texts)
+        return Samples(tokens, lengths, logprobs, self.stopped.cpu(), groups, texts, self.drawn)

@@ -84,6 +84,7 @@ class TransformersSampler:
             stopped=stopped,
             groups=torch.arange(len(prompts)).repeat_interleave(samples),
             texts=[cut_at_stop(text, decoding.stop_strings) for text in texts],
+            drawn=tokens.numel(),
         )
 
 

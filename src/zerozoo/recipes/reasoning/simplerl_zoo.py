@@ -20,6 +20,7 @@ What differs from the paper and its code, and why:
   prompt, so an empty response can earn the reward with a number of the question.
 * A response that ends with a stop word is masked right there; in the released code the first padding token after it
   counts as a token of the response.
+
 What came out (results/reproduce/simplerl-zoo.json): the format claim HOLDS on the tiny base model, with a larger effect
 than in the paper. Two things stand behind that. The tiny model's boxed answers come without working, so the penalty
 drives the working out; and its greedy accuracy is 0.92 before training, so the gain of `correctness` is mostly
@@ -135,9 +136,10 @@ class Config:
     share_prompts: bool = True  # run the prompt of a group once in the update, where that is possible
     packed: bool = False  # rows behind one another in place of padding, where prompts are not shared
     gradient_checkpointing: bool = False  # less memory, more time
+    profile: bool = False  # measure memory by phase, and show at the end where the time went
 
 
-EXTENDABLE = ("steps", "checkpoint_every", "samples_logged")
+EXTENDABLE = ("steps", "checkpoint_every", "samples_logged", "profile")
 
 _ARITHMETIC = {
     "data": "arithmetic",
@@ -208,6 +210,7 @@ def train(config: Config, run: Run) -> dict[str, float]:
             run=run,
             reference=make_reference(policy, updater) if algorithm.kl.coefficient else None,
             ranks=ranks,
+            profile=config.profile,
         ).train()
     save_policy(policy, run)
     return metrics
