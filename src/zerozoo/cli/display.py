@@ -14,7 +14,7 @@ WATCHED = (
     ("response/clip_ratio", "clipped", "{:.0%}"),
     ("groups/informative", "informative", "{:.0%}"),
     ("seconds/step", "step", "{:.1f} s"),
-    ("training/return", "return while exploring", "{:.1f}"),
+    ("episode/return", "return while exploring", "{:.1f}"),
     ("evaluation/return", "return", "{:.1f}"),
     ("evaluation/success", "success", "{:.0%}"),
     ("updates_per_second", "updates/s", "{:.0f}"),

@@ -46,7 +46,7 @@ def show_outcome(console: Console, recipe: Recipe, run: Run) -> None:
     if rows and scored:
         console.print(sample_table(rows, scored[0]["step"], scored[-1]["step"]))
     figures = training_figures(history, run.figures, f"{recipe.slug}, seed {run.seed}")
-    trained = sum(row.get("seconds/step") or 0.0 for row in history)
+    trained = sum(row.get("seconds/step") or row.get("seconds/train") or 0.0 for row in history)
     if trained:
         console.print(
             f"Training took {trained:.0f} s in {history[-1]['step']} steps, evaluation apart.", highlight=False

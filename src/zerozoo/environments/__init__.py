@@ -1,1 +1,1 @@
-"""Worlds that answer actions. Empty until the control half arrives."""
+"""Worlds that answer actions: any gymnasium environment, batched numpy worlds, their controllers and their data."""

@@ -81,7 +81,7 @@ FIGURES: dict[str, tuple[str, tuple[Panel, ...]]] = {
         (
             Panel("return\nper episode", (_RETURN,)),
             Panel("of the episodes", (Curve("evaluation/success", "successful", GREEN, noisy=False),), share=True),
-            Panel("return\nper episode", (Curve("training/return", "of training, while exploring", ORANGE),)),
+            Panel("return\nper episode", (Curve("episode/return", "of training, while exploring", ORANGE),)),
         ),
     ),
     "accuracy": (

@@ -1,0 +1,1 @@
+"""Worlds that step thousands of copies per call in numpy."""
