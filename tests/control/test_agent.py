@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from zerozoo.control.agent import Adam, Agent, Target, stop, trains
 from zerozoo.control.heads import critic, value
-from zerozoo.control.networks import EnsembleLinear, mlp
+from zerozoo.control.networks import mlp
 from zerozoo.control.policies import Deterministic, Gaussian, Temperature
 from zerozoo.control.spec import Spec
 from zerozoo.losses.imitation import advantage_weights
@@ -125,13 +125,10 @@ def plain(net: nn.Module, member: int = 0) -> nn.Sequential:
     """One member of an MLP with nn.Linear."""
     layers: list[nn.Module] = []
     for part in net.network:
-        if isinstance(part, EnsembleLinear):
-            layer = nn.Linear(*part.weight.shape[1:])
-            layer.weight.data, layer.bias.data = part.weight[member].T.clone(), part.bias[member, 0].clone()
-            layers.append(layer)
-        else:
-            layers.append(nn.ReLU())
-    return nn.Sequential(*layers)
+        layer = nn.Linear(*part.weight.shape[1:])
+        layer.weight.data, layer.bias.data = part.weight[member].T.clone(), part.bias[member, 0].clone()
+        layers += [layer, nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
 
 
 def test_iql_equals_a_plain_implementation_over_many_updates():

@@ -69,20 +69,20 @@ def test_an_ensemble_norm_is_layer_norm_per_member():
 
 def test_the_mlp_against_plain_linear_layers():
     net = mlp((4, 8, 6, 3), activation="tanh", generator=generator())
-    layers = [part for part in net if isinstance(part, EnsembleLinear)]
-    x = normal(1, 5, 4)
-    expected = x
-    for layer in layers:
+    x = expected = normal(1, 5, 4)
+    for layer in net:
         expected = functional.linear(expected, layer.weight[0].T, layer.bias[0, 0])
-        expected = expected if layer is layers[-1] else expected.tanh()
+        expected = expected if layer is net[-1] else expected.tanh()
     torch.testing.assert_close(net(x), expected[None])
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_every_activation_is_that_of_torch(name):
     x = normal(1, 50)
-    own = mlp((1, 1, 1), activation=name)[1]
-    torch.testing.assert_close(own(x), getattr(functional, name)(x))
+    torch.testing.assert_close(ACTIVATIONS[name](x.clone()), getattr(functional, name)(x))
+    net = mlp((4, 8, 8, 1), activation=name, layer_norm=True, generator=generator()).double()
+    inputs = normal(1, 3, 4).double().requires_grad_(True)
+    assert torch.autograd.gradcheck(net, (inputs,))
 
 
 def test_wrong_options_are_refused():

@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Generator, Tensor, nn
+from torch.nn import functional
 
-from zerozoo.control.networks import Activation, Drawn, Dropout, EnsembleLinear, encoder, initialise, mlp
+from zerozoo.control.networks import Drawn, Dropout, EnsembleLinear, encoder, initialise, mlp
 from zerozoo.control.spec import Spec
 from zerozoo.losses.imitation import denoising
 
@@ -107,16 +108,16 @@ class Denoiser(nn.Module):
         self, n_state: int, n_action: int, width: int, blocks: int, time_features: int, dropout: float
     ) -> None:
         super().__init__()
-        self.time = nn.Sequential(FourierTime(time_features))
+        self.time = FourierTime(time_features)
         self.condition = mlp((time_features, 128, 128), activation="mish")
         self.entry = EnsembleLinear(1, n_state + n_action + 128, width)
         self.blocks = nn.Sequential(*(ResidualBlock(width, dropout) for _ in range(blocks)))
-        self.exit = nn.Sequential(Activation("mish"), EnsembleLinear(1, width, n_action))
+        self.exit = EnsembleLinear(1, width, n_action)
 
     def forward(self, action: Tensor, state: Tensor, time: Tensor) -> Tensor:
         condition = self.condition(self.time(time)).squeeze(0)
         x = self.entry(torch.cat((action, state, condition), -1)).squeeze(0)
-        return self.exit(self.blocks(x)).squeeze(0)
+        return self.exit(functional.mish(self.blocks(x))).squeeze(0)
 
 
 class _Generative(nn.Module):

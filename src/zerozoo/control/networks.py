@@ -17,7 +17,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "relu": torch.relu,
+    "relu": torch.relu_,  # in place: what comes before needs its own output for no gradient
     "tanh": torch.tanh,
     "gelu": functional.gelu,
     "mish": functional.mish,
@@ -123,18 +123,30 @@ class EnsembleNorm(nn.Module):
         return torch.addcmul(self.bias, functional.layer_norm(x, x.shape[-1:]), self.weight)
 
 
-class Activation(nn.Module):
-    """One of ACTIVATIONS by name; ValueError for another."""
+class Hidden(EnsembleLinear):
+    """A hidden layer: linear, [LayerNorm], activation, [dropout]; ValueError for an unknown activation."""
 
-    def __init__(self, name: str) -> None:
-        super().__init__()
-        if name not in ACTIVATIONS:
-            raise ValueError(f"unknown activation {name!r}, expected one of {', '.join(ACTIVATIONS)}")
-        self.name = name
-        self.function = ACTIVATIONS[name]
+    def __init__(
+        self,
+        ensemble: int,
+        n_in: int,
+        n_out: int,
+        layer_norm: bool,
+        activation: str,
+        dropout: float,
+        orthogonal: float | None,
+    ) -> None:
+        super().__init__(ensemble, n_in, n_out, orthogonal)
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"unknown activation {activation!r}, expected one of {', '.join(ACTIVATIONS)}")
+        self.activation = ACTIVATIONS[activation]
+        self.norm = EnsembleNorm(ensemble, n_out) if layer_norm else None
+        self.dropout = Dropout(dropout) if dropout else None
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.function(x)
+        x = super().forward(x)
+        x = self.activation(x if self.norm is None else self.norm(x))
+        return x if self.dropout is None else self.dropout(x)
 
 
 def mlp(
@@ -146,7 +158,7 @@ def mlp(
     orthogonal: float | None = None,
     generator: Generator | None = None,
 ) -> nn.Sequential:
-    """Linear, [LayerNorm], activation, [dropout] for each hidden size, then one more linear layer.
+    """A `Hidden` layer for each hidden size, then one more linear layer.
 
     sizes: input, hidden ..., output. Input (B, sizes[0]) or (E, B, sizes[0]) -> (E, B, sizes[-1]), also for E = 1.
     orthogonal: gain of the last layer; the others then have sqrt(2) (Huang et al. 2022, The 37 Implementation Details
@@ -154,16 +166,13 @@ def mlp(
     """
     if len(sizes) < 2:
         raise ValueError(f"sizes must hold at least input and output, but is {tuple(sizes)}")
-    layers: list[nn.Module] = []
-    for n_in, n_out in itertools.pairwise(sizes[:-1]):
-        layers.append(EnsembleLinear(ensemble, n_in, n_out, None if orthogonal is None else math.sqrt(2)))
-        if layer_norm:
-            layers.append(EnsembleNorm(ensemble, n_out))
-        layers.append(Activation(activation))
-        if dropout:
-            layers.append(Dropout(dropout))
-    layers.append(EnsembleLinear(ensemble, sizes[-2], sizes[-1], orthogonal))
-    return initialise(nn.Sequential(*layers), generator)
+    gain = None if orthogonal is None else math.sqrt(2)
+    hidden = [
+        Hidden(ensemble, n_in, n_out, layer_norm, activation, dropout, gain)
+        for n_in, n_out in itertools.pairwise(sizes[:-1])
+    ]
+    last = EnsembleLinear(ensemble, sizes[-2], sizes[-1], orthogonal)
+    return initialise(nn.Sequential(*hidden, last), generator)
 
 
 class Convolution(Drawn):
