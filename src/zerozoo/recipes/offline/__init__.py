@@ -1,0 +1,1 @@
+"""Learning to act from recorded experience alone, or before going on in the world."""
