@@ -275,6 +275,32 @@ def test_delays_and_targets():
     assert equal(snapshot(agent.policy), snapshot(agent.policy_target.module))
 
 
+def test_a_target_rests_while_its_network_is_not_trained():
+    class Resting(Delayed):
+        def build(self, spec: Spec, config: Any) -> None:
+            super().build(spec, config)
+            self.policy_target = Target(self.policy, 0.5)
+
+    agent = Resting(SPEC, Config(), generator())
+    for update in range(1, 7):
+        before = snapshot(agent.policy_target.module)
+        agent.update(rows(update))
+        assert equal(before, snapshot(agent.policy_target.module)) == (update % 2 == 1)
+
+
+def test_a_loss_may_sit_an_update_out():
+    class Sometimes(IQL):
+        def value_loss(self, batch: Any) -> Tensor | None:
+            return super().value_loss(batch) if self.updates % 3 == 0 else None
+
+    agent = Sometimes(SPEC, Config(), generator())
+    for update in range(1, 7):
+        before = snapshot(agent.v)
+        metrics = agent.update(rows(update))
+        assert ("value_loss" in metrics) == (update % 3 == 0)
+        assert equal(before, snapshot(agent.v)) == (update % 3 != 0)
+
+
 def test_a_target_takes_no_gradient_and_has_no_dropout():
     agent = IQL(SPEC, Config(dropout=0.5), generator())
     assert not any(p.requires_grad for p in agent.q_target.parameters())

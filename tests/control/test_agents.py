@@ -228,14 +228,14 @@ def test_rebrac_by_hand() -> None:
 
 def soft(kind: type = SAC, **changes: Any) -> Any:
     agent = make(kind, **{**SOFT, **changes})
-    fill(agent.policy, np.zeros((2, 2), np.float32), [0.0, 0.0])  # mean 0, log-std in the middle of [-5, 2]
+    fill(agent.policy, [[0.3, 0.0], [-0.2, 0.0]], [0.0, 0.0])  # mean 0.3 s1 - 0.2 s2, log-std -1.5: halfway in [-5, 2]
     return agent
 
 
-def squashed(noise: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Actions and log-densities of tanh(exp(-1.5) noise), in float64."""
-    eps = noise.double().numpy()[:, 0]
-    before = np.exp(-1.5) * eps
+def squashed(obs: Tensor, draws: torch.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Actions and log-densities of tanh(mean + exp(-1.5) noise), in float64."""
+    eps = torch.randn((len(obs), 1), generator=draws).double().numpy()[:, 0]
+    before = obs.double().numpy() @ np.array([0.3, -0.2]) + np.exp(-1.5) * eps
     return np.tanh(before), -(eps**2) / 2 + 1.5 - HALF_LOG_2PI - np.log(1 - np.tanh(before) ** 2)
 
 
@@ -252,12 +252,12 @@ def squares(prediction: np.ndarray, target: np.ndarray) -> float:
 def test_sac_by_an_independent_formula() -> None:
     agent, rows = soft(), batch()
     set_critics(agent, target=1.0)
-    action, log_prob = squashed(torch.randn((2, 1), generator=clone(agent.random)))
+    action, log_prob = squashed(rows.next_obs, clone(agent.random))
     bootstrap = q_values(rows.next_obs, action, 1.0).min(0) - 0.5 * log_prob
     target = np.array([1 + 0.9 * bootstrap[0], 2.0])
     assert value(agent.critic_loss(rows)) == pytest.approx(squares(np.array([[1.5, 1.5], [3, 1]]), target), rel=1e-5)
 
-    action, log_prob = squashed(torch.randn((2, 1), generator=clone(agent.random)))
+    action, log_prob = squashed(rows.obs, clone(agent.random))
     policy = np.mean(0.5 * log_prob - q_values(rows.obs, action).min(0))
     temperature = np.mean(-math.log(0.5) * (log_prob - 1.0))
     loss = agent.policy_loss(rows)
@@ -302,14 +302,14 @@ def test_cql_by_an_independent_formula(calibrated: bool, backup_actions: int) ->
     rows = batch(extra={"return_to_go": returns} if calibrated else {})
     draws = clone(agent.random)
 
-    action, _ = squashed(torch.randn((backup_actions * size, 1), generator=draws))
     next_obs = rows.next_obs.repeat(backup_actions, 1)
+    action, _ = squashed(next_obs, draws)
     best = q_values(next_obs, action, 1.0).min(0).reshape(backup_actions, size).max(0)
     target = np.array([1 + 0.9 * best[0], 2.0])  # no entropy
     uniform = (torch.rand((number * size, 1), generator=draws) * 2 - 1).double().numpy()[:, 0]
-    here, log_here = squashed(torch.randn((number * size, 1), generator=draws))
-    there, log_there = squashed(torch.randn((number * size, 1), generator=draws))
     obs = rows.obs.repeat(number, 1)
+    here, log_here = squashed(obs, draws)
+    there, log_there = squashed(rows.next_obs.repeat(number, 1), draws)
     from_policy = np.concatenate([q_values(obs, here), q_values(obs, there)], 1)
     if calibrated:
         from_policy = np.maximum(from_policy, np.tile(returns.numpy(), 2 * number))

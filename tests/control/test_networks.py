@@ -222,6 +222,8 @@ def test_left_padding_changes_nothing_and_gives_no_nan():
     output = net(padded, mask)
     assert bool(output.isfinite().all())
     torch.testing.assert_close(output[:, 3:], net(x), atol=1e-6, rtol=1e-5)
+    for position in range(3):  # padding sees itself, so that no row of the attention is empty
+        torch.testing.assert_close(output[:, [position]], net(padded[:, [position]]), atol=1e-5, rtol=1e-5)
     output[:, 3:].sum().backward()
     assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in net.parameters())
 
