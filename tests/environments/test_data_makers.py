@@ -32,6 +32,9 @@ MAKERS: dict[str, Callable[[np.random.Generator], list[Episode]]] = {
     "sticky": lambda rng: data.mixed_quality(rng, 15, sticky=0.3),
     "epsilon": lambda rng: data.epsilon_expert(rng, 3000, world=CombLock(100, horizon=7), epsilon=1 / 7),
     "hazards": lambda rng: data.hazard_mixture(rng, 3000, copies=10),
+    "half-random": lambda rng: data.half_random(rng, goal_cell=(1, 1)),
+    "imitation": lambda rng: data.imitation(rng, goal_cell=(1, 1)),
+    "medium-expert": lambda rng: data.medium_expert(rng, 16),
 }
 every_maker = pytest.mark.parametrize("maker", MAKERS.values(), ids=MAKERS)
 

@@ -4,15 +4,17 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from gymnasium.utils.env_checker import check_env
 
+from zerozoo.control.networks import Pixels, initialise
 from zerozoo.environments import data
 from zerozoo.environments.controllers import expert
 from zerozoo.environments.levels import ACTIONS, CHANNELS, GridLevels, minigrid_environment
 from zerozoo.environments.make import make
 from zerozoo.runs.errors import UserError
 
-KINDS = ("SimpleCrossing-S9N2", "LavaCrossing-S9N2", "MultiRoom-N2-S4", "FourRooms")
+KINDS = ("SimpleCrossing-S9N2", "LavaCrossing-S9N2", "MultiRoom-N2-S4", "FourRooms", "MiniGrid-LavaGapS6-v0")
 kinds = pytest.mark.parametrize("kind", KINDS)
 
 
@@ -22,17 +24,17 @@ def rng(seed: int = 0) -> np.random.Generator:
 
 def picture(env: object) -> np.ndarray:
     """The observation that the state of a minigrid environment should give, cell by cell."""
-    obs = np.zeros((len(CHANNELS), 9, 9), dtype=np.uint8)
-    for column in range(9):
-        for row in range(9):
+    obs = np.zeros((env.height, env.width, len(CHANNELS)), dtype=np.uint8)
+    for column in range(env.width):
+        for row in range(env.height):
             thing = env.grid.get(column, row)
             if thing is not None:
                 name = {"door": "open door" if getattr(thing, "is_open", False) else "closed door"}.get(
                     thing.type, thing.type
                 )
-                obs[CHANNELS.index(name), row, column] = 255
+                obs[row, column, CHANNELS.index(name)] = 255
     column, row = env.agent_pos
-    obs[CHANNELS.index("right") + env.agent_dir, row, column] = 255
+    obs[row, column, CHANNELS.index("right") + env.agent_dir] = 255
     return obs
 
 
@@ -114,6 +116,29 @@ def breadth_first(kind: str, seed: int) -> int:
     raise AssertionError("no way")
 
 
+def test_a_network_reads_the_channels_as_channels() -> None:
+    """All three sides of these observations are 9, so that no shape would tell."""
+    world = GridLevels(4, "SimpleCrossing-S9N2", range(4), cycle=True)
+    network = initialise(Pixels(world.observation_space.shape), torch.Generator().manual_seed(0))
+    seen: list[torch.Tensor] = []
+    network.convolutions[0].register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
+    network(torch.from_numpy(world.reset(rng())))
+    for channel, thing in (("wall", 2), ("goal", 8)):
+        plane = seen[0][:, CHANNELS.index(channel)].reshape(4, -1).numpy()
+        assert np.array_equal(plane, world.objects == thing)
+
+
+def test_levels_of_minigrid_by_their_gymnasium_id() -> None:
+    world = GridLevels(2, "MiniGrid-FourRooms-v0", [3, 4], cycle=True)
+    assert world.observation_space.shape == (19, 19, len(CHANNELS))
+    env = minigrid_environment("MiniGrid-FourRooms-v0")
+    env.reset(seed=3)
+    assert np.array_equal(world.reset(rng())[0], picture(env))
+    for kind in ("MiniGrid-DoorKey-5x5-v0", "MiniGrid-MultiRoom-N4-S5-v0"):  # a key, three doors
+        with pytest.raises(UserError, match=f"one door that is closed and not locked; those of {kind} are different"):
+            GridLevels(1, kind, [0])
+
+
 def test_levels_are_drawn_or_cycled() -> None:
     drawn = GridLevels(3000, "FourRooms", [7, 8, 9])
     drawn.reset(rng())
@@ -133,7 +158,7 @@ def test_level_data_say_their_level() -> None:
     for episode in episodes:
         assert len(np.unique(episode["extras"]["level"])) == 1
         assert (episode["obs"].dtype, episode["action"].dtype) == (np.uint8, np.int64)
-        goal = episode["obs"][:, CHANNELS.index("goal")]
+        goal = episode["obs"][..., CHANNELS.index("goal")]
         assert (goal == goal[0]).all()
     assert np.mean([episode["terminated"][-1] for episode in episodes]) > 0.8
     with pytest.raises(UserError, match="SimpleCrossing-S9N2 cannot be mixed: use epsilon_expert"):
@@ -153,8 +178,9 @@ def test_state_and_single_copy() -> None:
 
 
 def test_what_cannot_be_made_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UserError, match="Unknown levels 'Doors'; choose from: SimpleCrossing-S9N2"):
-        GridLevels(1, "Doors", [0])
+    for name in ("Doors", "MiniGrid-Doors-v0"):
+        with pytest.raises(UserError, match=f"Unknown levels '{name}'; choose from: SimpleCrossing-S9N2"):
+            GridLevels(1, name, [0])
     with pytest.raises(UserError, match="at least one level seed"):
         GridLevels(1, "FourRooms", [])
     monkeypatch.setitem(sys.modules, "minigrid.envs", None)

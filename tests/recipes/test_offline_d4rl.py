@@ -18,21 +18,12 @@ from zerozoo.control.episodes import Episodes
 from zerozoo.control.evaluation import Evaluator
 from zerozoo.control.files import read_npz
 from zerozoo.control.manifest import digest, read_manifest
-from zerozoo.control.sources import MAKERS, World
+from zerozoo.control.sources import MAKERS, Data, World, open_data
 from zerozoo.environments.controllers import PendulumExpert, WaypointController
 from zerozoo.environments.mazes import Maze
 from zerozoo.recipes.offline import d4rl as recipe
-from zerozoo.recipes.offline.d4rl import (
-    ALGORITHMS,
-    CLAIM,
-    OWN_MAKERS,
-    PRESETS,
-    Config,
-    at_most,
-    on_combined,
-    open_benchmark,
-)
-from zerozoo.runs.claims import ArmResults, difference_claim, judge
+from zerozoo.recipes.offline.d4rl import ALGORITHMS, CLAIM, OWN_MAKERS, PRESETS, Config
+from zerozoo.runs.claims import ArmResults, judge
 from zerozoo.runs.errors import UserError
 from zerozoo.runs.run import Run
 
@@ -41,6 +32,10 @@ SETS = {**MAKERS, **OWN_MAKERS}
 
 def config(**changes: Any) -> Config:
     return Config(**{**PRESETS["smoke"], **changes})
+
+
+def opened(settings: Config, run: Run) -> Data:
+    return open_data(settings, run, OWN_MAKERS)
 
 
 @cache
@@ -101,24 +96,24 @@ def test_saved_data_comes_back_bit_for_bit(tmp_path: Path, monkeypatch: pytest.M
     record, back = read_manifest(run.path("data")), read_npz(run.path("data.npz"))
     assert record is not None
     assert (record["maker"], record["episodes"], record["steps"]) == (name, back.episodes, len(back))
-    assert digest(back.replace(extras={})) == digest(open_benchmark(config(data=name), run).episodes.replace(extras={}))
+    assert digest(back.replace(extras={})) == digest(opened(config(data=name), run).episodes.replace(extras={}))
     recipe.train(config(data=name), other := Run(tmp_path / "other"))
     assert not other.path("data.npz").exists()
 
 
 def test_own_data_depends_on_its_own_seed_and_has_its_reference(tmp_path: Path) -> None:
     settings = config(data="pendulum-medium")
-    one, same = (open_benchmark(settings, Run(tmp_path / str(seed), seed)) for seed in (0, 1))
-    other = open_benchmark(dataclasses.replace(settings, data_seed=1), Run(tmp_path / "other"))
+    one, same = (opened(settings, Run(tmp_path / str(seed), seed)) for seed in (0, 1))
+    other = opened(dataclasses.replace(settings, data_seed=1), Run(tmp_path / "other"))
     assert digest(one.episodes) == digest(same.episodes) != digest(other.episodes)
     record = read_manifest(Run(tmp_path / "0").path("data"))
     assert record is not None
     low, high = record["reference"]
     assert -1400 < low < -1000 < -300 < high < -100  # random and expert in Pendulum-v1
-    changed = open_benchmark(dataclasses.replace(settings, environment="pendulum"), Run(tmp_path / "named"))
+    changed = opened(dataclasses.replace(settings, environment="pendulum"), Run(tmp_path / "named"))
     assert changed.world == World("pendulum")
     with pytest.raises(UserError, match="does not fit the environment"):
-        open_benchmark(dataclasses.replace(settings, environment="hazards"), Run(tmp_path / "wrong"))
+        opened(dataclasses.replace(settings, environment="hazards"), Run(tmp_path / "wrong"))
 
 
 # --- normalised scores
@@ -264,18 +259,6 @@ def test_the_claim_is_the_interaction() -> None:
 )
 def test_the_claim_fails_without_any_of_its_parts(success: dict[str, float]) -> None:
     assert judge(CLAIM, results(**success)).verdict == "FAILS"
-
-
-def test_arms_can_be_combined_seed_by_seed() -> None:
-    values = {"a": {3: 1.0, 5: 2.0}, "b": {3: 0.5, 5: 0.5}}
-    condition = on_combined(
-        difference_claim("sum", "a"), sum=lambda r: r.array("a") + r.array("b"), a=lambda r: r.array("a")
-    )
-    judged = condition(ArmResults("m", values))
-    assert (judged.verdict, judged.effect.value) == ("HOLDS", 0.5)
-    assert at_most("b", 0.5)(ArmResults("m", values)).verdict == "INCONCLUSIVE"
-    assert at_most("b", 0.6)(ArmResults("m", values)).verdict == "HOLDS"
-    assert at_most("b", 0.4)(ArmResults("m", values)).verdict == "FAILS"
 
 
 def test_arms_differ_in_data_and_algorithm_only() -> None:

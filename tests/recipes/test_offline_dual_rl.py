@@ -13,22 +13,22 @@ import torch
 from torch import Generator, Tensor, nn
 
 from zerozoo.cli.registry import load_recipe
+from zerozoo.control.agents import FDVL, ReCOIL
 from zerozoo.control.episodes import Episodes
 from zerozoo.control.manifest import digest, read_manifest
+from zerozoo.control.sources import Maker
 from zerozoo.control.spec import Spec
 from zerozoo.control.views import Batch
 from zerozoo.recipes.offline import dual_rl as recipe
 from zerozoo.recipes.offline.dual_rl import (
     CLAIM,
-    FDVL,
     FDVL_ARMS,
+    HALF_RANDOM,
     IMITATION,
+    OWN_MAKERS,
     PRESETS,
     XQL_ARMS,
     Config,
-    ReCOIL,
-    half_random,
-    imitation,
     open_sources,
 )
 from zerozoo.runs.claims import ArmResults, judge
@@ -216,17 +216,17 @@ def test_recoil_never_uses_a_reward() -> None:
 @pytest.fixture(scope="module")
 def made() -> dict[str, Any]:
     """The data sets, made once."""
-    return {"half-random": half_random(np.random.default_rng(0)), "imitation": imitation(np.random.default_rng(1))}
+    return {name: maker.make(np.random.default_rng(seed)) for seed, (name, maker) in enumerate(OWN_MAKERS.items())}
 
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch, made: dict[str, Any]) -> None:
-    monkeypatch.setattr(recipe, "half_random", lambda rng: made["half-random"])
-    monkeypatch.setattr(recipe, "imitation", lambda rng: made["imitation"])
+    for name, maker in OWN_MAKERS.items():
+        monkeypatch.setitem(OWN_MAKERS, name, Maker(maker.world, lambda rng, name=name: made[name]))
 
 
 def test_half_of_the_data_is_random_and_the_reward_marks_the_end(made: dict[str, Any]) -> None:
-    episodes = Episodes.from_list(made["half-random"])
+    episodes = Episodes.from_list(made[HALF_RANDOM])
     assert 60_000 <= len(episodes) < 60_600
     assert np.array_equal(episodes.reward == 1, episodes.terminated)
     assert set(np.unique(episodes.reward)) == {0.0, 1.0}
@@ -237,7 +237,9 @@ def test_half_of_the_data_is_random_and_the_reward_marks_the_end(made: dict[str,
 
 
 def test_imitation_data(made: dict[str, Any]) -> None:
-    experts, union = (Episodes.from_list(part) for part in made["imitation"])
+    experts, union = (Episodes.from_list(part) for part in (made[IMITATION][:2], made[IMITATION][2:]))
+    assert experts.extras["is_expert"].all()
+    assert not union.extras["is_expert"].any()
     assert (experts.episodes, union.episodes) == (2, 220)
     assert (len(experts), len(union)) == (600, 66_000)
     assert not experts.terminated.any()
@@ -249,7 +251,7 @@ def test_imitation_data(made: dict[str, Any]) -> None:
 
 @pytest.mark.usefixtures("quick")
 def test_each_method_gets_its_batches(tmp_path: Path, made: dict[str, Any]) -> None:
-    experts, union = (Episodes.from_list(part) for part in made["imitation"])
+    experts, union = (Episodes.from_list(part) for part in (made[IMITATION][:2], made[IMITATION][2:]))
     shares = {"recoil": 0.5, "clone-all": 0.0, "clone-experts": 1.0}
     for method, share in shares.items():
         run = Run(tmp_path / method)
@@ -261,10 +263,11 @@ def test_each_method_gets_its_batches(tmp_path: Path, made: dict[str, Any]) -> N
         assert all(tuple(row) in rows for row in batch.obs[flags if share else ~flags].tolist())
         record = read_manifest(run.path("data"))
         assert record is not None
-        assert record["sha256"] == digest(data.episodes) == digest(union)
+        assert record["sha256"] == digest(Episodes.from_list(made[IMITATION]))
+        assert digest(data.episodes) == digest(union)
     data, sampler = open_sources(config(), Run(tmp_path / "f-dvl"))
     assert set(sampler.sample(512, Generator().manual_seed(0)).reward.tolist()) == {-1.0, 0.0}  # reward - 1
-    assert data.world == recipe.UMAZE
+    assert data.world == OWN_MAKERS[HALF_RANDOM].world
 
 
 def test_the_data_seed_alone_makes_the_data(tmp_path: Path) -> None:

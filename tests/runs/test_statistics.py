@@ -15,7 +15,6 @@ from zerozoo.runs.statistics import (
     interquartile_mean,
     mean_interval,
     paired_difference,
-    probability_of_improvement,
     proportion_interval,
     student_quantile,
 )
@@ -144,7 +143,7 @@ def test_bootstrap_is_deterministic_and_seeded() -> None:
 
 
 def test_bootstrap_in_blocks_has_all_resamples(monkeypatch) -> None:
-    monkeypatch.setattr("zerozoo.runs.statistics._NUMBERS_PER_CHUNK", 7)
+    monkeypatch.setattr("zerozoo.runs.statistics.NUMBERS_AT_ONCE", 7)
     interval = bootstrap_interval([0.0, 1.0, 2.0], level=0.9, resamples=1001)
     assert (interval.low, interval.high) == pytest.approx((1 / 3, 5 / 3))
 
@@ -197,21 +196,6 @@ def test_interquartile_mean_by_hand() -> None:
     assert interquartile_mean([[0.0, 4.0], [2.0, 8.0]], axis=0) == pytest.approx([1.0, 6.0])
     with pytest.raises(ValueError, match="nothing"):
         interquartile_mean([])
-
-
-def test_probability_of_improvement_is_mann_whitney() -> None:
-    a, b = np.array([3.0, 5.0, 5.0, 8.0, 1.0]), np.array([2.0, 5.0, 4.0])
-    expected = scipy_stats.mannwhitneyu(a, b).statistic / (len(a) * len(b))
-    assert probability_of_improvement(a, b).value == pytest.approx(expected)
-    assert probability_of_improvement([2.0, 3.0], [0.0, 1.0]) == Interval(1.0, 1.0, 1.0)
-    assert probability_of_improvement([1.0, 1.0], [1.0]) == Interval(0.5, 0.5, 0.5)
-
-
-def test_probability_of_improvement_interval_by_hand() -> None:
-    # a = (0, 2) against b = 1: resamples 00, 02, 20, 22 give 0, 1/2, 1/2, 1 with 1/4 each.
-    interval = probability_of_improvement([0.0, 2.0], [1.0], level=0.95)
-    assert interval == Interval(0.5, 0.0, 1.0)
-    assert probability_of_improvement([0.0, 2.0], [1.0], level=0.4) == Interval(0.5, 0.5, 0.5)
 
 
 @pytest.mark.parametrize("function", [mean_interval, bootstrap_interval])

@@ -8,6 +8,8 @@ import pytest
 
 from zerozoo.runs.errors import UserError
 from zerozoo.tasks.arithmetic import arithmetic
+from zerozoo.tasks.code import code
+from zerozoo.tasks.constraints import constraints
 from zerozoo.tasks.countdown import countdown
 from zerozoo.tasks.load import load_task_set
 from zerozoo.tasks.task import question_key
@@ -33,11 +35,21 @@ def test_generated_sets_by_name() -> None:
     assert load_task_set("arithmetic:one-digit", heldout_size=20) == arithmetic("one-digit", heldout_size=20)
     assert load_task_set("countdown", level="four", train_size=9, heldout_size=3) == countdown("four", 0, 9, 3)
     assert load_task_set("word-sums", train_size=9, heldout_size=6) == word_sums("easy", 0, 9, 6)
+    assert load_task_set("code", level="lists", heldout_size=9) == code("lists", heldout_size=9)
+    assert load_task_set("constraints", train_size=9, heldout_size=6) == constraints("plain", 0, 9, 6)
+    unseen = constraints("short", 2, 9, 6, suite="unseen")
+    assert load_task_set("constraints:short", heldout="unseen", seed=2, train_size=9, heldout_size=6) == unseen
     mixed = word_sums("hard", 1, 9, 6, heldout_split="mixed")
     assert load_task_set("word-sums", split="hard", heldout="mixed", seed=1, train_size=9, heldout_size=6) == mixed
 
 
-@pytest.mark.parametrize("name", ["arithmetic:steps", "countdown:three", "word-sums:medium", "word-sums:easy:mixed"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("arithmetic:steps", "countdown:three", "word-sums:medium", "word-sums:easy:mixed"),
+        *("code:strings", "constraints:short", "constraints:short:unseen"),
+    ],
+)
 def test_the_name_of_a_set_loads_it_again(name: str) -> None:
     task_set = load_task_set(name)
     assert task_set.name == name
@@ -143,6 +155,11 @@ def test_released_rows_recommend_their_own_template(tmp_path: Path) -> None:
         ("countdown", {"heldout": "x"}, "option heldout has no use"),
         ("countdown", {"without": "x"}, "option without has no use"),
         ("word-sums", {"level": "easy"}, "option level has no use"),
+        ("code", {"train_size": 5}, "option train_size has no use"),
+        ("code:numbers", {"heldout": "unseen"}, "option heldout has no use"),
+        ("constraints", {"split": "easy"}, "option split has no use"),
+        ("constraints:long", {}, "short, plain"),
+        ("constraints:short:dev", {}, "heldout, unseen"),
         ("word-sums", {"split": "tiny"}, "easy, medium, hard, mixed"),
         ("missing.jsonl", {}, "There is no file or folder 'missing.jsonl'"),
         ("math500", {}, "an evaluation set, with nothing to train on"),

@@ -76,7 +76,7 @@ def test_trap_02_an_end_of_either_kind_cuts_the_trace(kind: str) -> None:
 
 
 def test_trap_03_the_bootstrap_is_the_value_of_the_true_successor_and_terminated_wins() -> None:
-    """Mistakes: V(s_t) or V of the next row, the new episode's first, for V(s'_t); a bootstrap with both flags true."""
+    """Mistake: V(s_t), or V of the new episode's first row, for V(s'_t). Rule: the successor; terminated wins."""
     for spoiled in (0, 1, 2):  # neither its own value nor that of the row behind enters the return of step 1
         values = VALUES.clone()
         values[spoiled] = 1e6
@@ -180,7 +180,7 @@ def set_linear(net: torch.nn.Module, slope: list[list[float]], offset: list[floa
 
 
 def test_trap_16_targets_of_twin_critics_with_networks_set_by_hand() -> None:
-    """Mistakes: noise of one row for the whole batch, noise not scaled, no minimum, no entropy term."""
+    """Mistake: noise of one row, not scaled; no minimum, no entropy term. Rule: targets equal those by hand."""
 
     class Hand(TD3):
         def build(self, spec: Spec, config: Config) -> None:
@@ -330,7 +330,7 @@ def test_trap_24_targets_and_moments_survive_a_resume_bit_for_bit(kind: type[Age
 
 @pytest.mark.parametrize("autotune", [True, False])
 def test_trap_27_both_values_of_a_switch_run(autotune: bool) -> None:
-    """Mistake: log_alpha exists only with autotune on, and the other branch was never run."""
+    """Mistake: log_alpha exists only with autotune on. Rule: both values of the switch run."""
     agent = SAC(BOX, Config(autotune=autotune), generator())
     for seed in range(3):
         agent.update(rows(seed))
@@ -341,6 +341,7 @@ def test_trap_27_both_values_of_a_switch_run(autotune: bool) -> None:
 def test_trap_27_every_combination_of_a_policys_switches_runs(
     squash: bool, state_std: bool, tanh_mean: bool, layer_norm: bool
 ) -> None:
+    """Mistake: a switch that nobody tries breaks unseen. Rule: all sixteen policies act, score and learn."""
     policy = Gaussian(
         BOX, squash, (8,), state_std=state_std, tanh_mean=tanh_mean, layer_norm=layer_norm, generator=generator()
     )
@@ -352,6 +353,7 @@ def test_trap_27_every_combination_of_a_policys_switches_runs(
 
 
 def test_trap_27_weights_of_a_diffusion_are_optional() -> None:
+    """Mistake: a branch for absent weights has never run. Rule: with and without them."""
     policy = Diffusion(BOX, width=16, blocks=1, generator=generator())
     batch = rows()
     for weight in (None, torch.ones(16)):
@@ -363,7 +365,7 @@ def test_trap_27_weights_of_a_diffusion_are_optional() -> None:
 
 
 def test_trap_28_control_runs_eagerly(source_trees: dict[str, ast.Module]) -> None:
-    """Compiled or graphed updates changed what was learned. There are none; who adds one writes a parity test here."""
+    """Mistake: compiled updates learn something else. Rule: there are none; who adds one writes a parity test here."""
     for name, tree in source_trees.items():
         if not name.startswith("control"):
             continue

@@ -146,7 +146,7 @@ def test_trap_01_only_a_true_end_stops_the_bootstrap(tmp_path: Path) -> None:
 
 
 def test_trap_04_no_stored_step_crosses_a_reset(tmp_path: Path) -> None:
-    """Mistake: with NEXT_STEP autoreset a replay buffer stores a step from the old episode into the new one."""
+    """Mistake: with NEXT_STEP autoreset a replay buffer stores a step across. Rule: the true successor."""
     run = Run(tmp_path / "run")
     makers = [lambda: make("Pendulum-v1", max_episode_steps=4)] * 2
     replay = Replay(SPEC, 100)
@@ -196,7 +196,7 @@ def test_trap_09_a_shift_and_scale_holds_online_too(tmp_path: Path, monkeypatch:
 def test_trap_10_one_object_scales_both_streams_by_all_episodes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Mistake: the range of returns leaves out the last, partial episode, and online code has a range of its own."""
+    """Mistake: the range leaves out the last episode; online code has its own. Rule: one object, all episodes."""
     episodes = sources.Episodes.from_list(
         [
             {"obs": np.zeros((3, 1)), "action": np.zeros((2, 1)), "reward": np.array([1.0, 1.0]), "terminated": True},
@@ -370,6 +370,7 @@ def test_trap_21_every_field_changes_what_is_learned(
 
 
 def test_trap_21_offline_methods_are_tried_where_the_config_says(tmp_path: Path) -> None:
+    """Mistake: `environment` is accepted and the data's is used. Rule: the evaluation is in the one that is named."""
     here = train("bc", tmp_path / "here")
     there = train("bc", tmp_path / "there", environment="Pendulum-v1")
     assert "seconds/evaluate" in here
@@ -398,7 +399,7 @@ def test_trap_24_targets_are_resumed_and_not_copied_anew() -> None:
 
 @pytest.mark.parametrize("world", [World("pendulum"), World("CartPole-v1")], ids=lambda world: world.name)
 def test_trap_25_evaluation_draws_from_no_stream_of_the_run(tmp_path: Path, world: World) -> None:
-    """Mistake: evaluation draws from the training stream, so that its frequency changes training."""
+    """Mistake: evaluation draws from the training stream. Rule: it draws from none of the run."""
     run = Run(tmp_path / "run")
     settings = {"hidden": (8,), "learning_rate": 0.01, "falls_until": 0, "max_gradient_norm": 1.0, "normalise": True}
     agent = PPO(world.spec(), SimpleNamespace(**settings), run.stream("agent"))
@@ -417,6 +418,7 @@ def test_trap_25_evaluation_draws_from_no_stream_of_the_run(tmp_path: Path, worl
 
 
 def test_trap_25_how_often_is_evaluated_changes_no_training(tmp_path: Path) -> None:
+    """Mistake: who evaluates more often trains otherwise. Rule: the same weights bit for bit."""
     for slug in ("sac", "dqn"):
         tensors = []
         for every in (5, 40):

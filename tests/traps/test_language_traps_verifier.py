@@ -13,10 +13,12 @@ from typing import Any
 import pytest
 
 from zerozoo.language.evaluation import verdict_shares
+from zerozoo.rewards.code import CodeVerifier
 from zerozoo.rewards.countdown import CountdownVerifier
 from zerozoo.rewards.equality import fast_equal
 from zerozoo.rewards.expressions import evaluate_expression
 from zerozoo.rewards.extract import EXTRACTORS
+from zerozoo.rewards.sandbox import Limits, Sandbox
 from zerozoo.rewards.symbolic import check
 from zerozoo.rewards.terms import REWARDS
 from zerozoo.rewards.verifier import MathVerifier, Verdict
@@ -211,10 +213,22 @@ def forbidden(tree: ast.AST) -> list[str]:
 
 
 def test_trap_32_nothing_in_the_package_executes_text(source_trees: dict[str, ast.Module]) -> None:
-    """Mistake: eval, exec, pickle or a model's own code on foreign text. Rule: none of them anywhere in src/."""
+    """Mistake: eval, exec, pickle or a model's own code on foreign text. Rule: none of them anywhere in src/, but for
+
+    - code_runner, whose text is sent into the sandbox and runs there: of it, code.py imports one function and the path;
+    - the code tasks, which evaluate expressions written in their own module, never a model's.
+    """
     assert len(source_trees) > 60
-    found = {name: hits for name, tree in source_trees.items() if (hits := forbidden(tree))}
-    assert found == {}
+    found = {name: len(hits) for name, tree in source_trees.items() if (hits := forbidden(tree))}
+    assert found == {"rewards/code_runner.py": 2, "tasks/code.py": 1}
+    importers = [
+        name
+        for name, tree in source_trees.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom)
+        and (node.module == "zerozoo.rewards.code_runner" or "code_runner" in [alias.name for alias in node.names])
+    ]
+    assert set(importers) == {"rewards/code.py"}
 
 
 @pytest.mark.parametrize(
@@ -279,6 +293,23 @@ def test_trap_34_foreign_scorers_see_harmless_text_only() -> None:
     assert is_harmless("polynomial_multiplication", "x**2 - 2*x + 1")
 
 
-def test_trap_34_code_sandbox(absent: Make) -> None:
-    """Mistake: code under test can write the reward file. Rule: to be tested with the sandbox."""
-    absent("sandbox for programs that a model wrote", "zerozoo.rewards.sandbox", "zerozoo.rewards.code")
+@pytest.mark.parametrize(
+    "program",
+    [
+        "import os\ndef f(x):\n    os._exit(0)",
+        "import os\nos.write(1, b'[\"value\", true]\\n' * 3)\ndef f(x):\n    return None",
+        "import sys\nsys.exit(0)",
+        "open('reward.json', 'w').write('1.0')\nopen('result', 'w').write('right')\ndef f(x):\n    return None",
+        "class Equal:\n    __eq__ = lambda self, other: True\ndef f(x):\n    return Equal()",
+        "import json\njson.dumps = lambda *a, **k: '[\"value\", 1]'\ndef f(x):\n    return None",
+    ],
+)
+def test_trap_34_code_sandbox(program: str) -> None:
+    """Mistake: exit code or a file of the tested program decides. Rule: values are compared outside of the sandbox."""
+    tests = {"function": "f", "calls": [[1], [2], [3]], "expected": [10, 20, 30]}
+    with CodeVerifier(Sandbox(Limits(seconds=120.0, cpu_seconds=30))) as verifier:
+        honest, cheat = verifier.verify(
+            [question("", **tests)] * 2, ["```python\ndef f(x):\n    return 10 * x\n```", f"```python\n{program}\n```"]
+        )
+    assert (honest.verdict.value, honest.score) == ("right", 1.0)
+    assert (cheat.verdict.value, cheat.score) == ("wrong", 0.0)

@@ -16,7 +16,7 @@ COMMANDS = {
     "evaluate": ("evaluate", "accuracy, pass@k, lengths, behaviours of a run or a model"),
     "reproduce": ("reproduce", "run the claim of a recipe, with all arms and seeds"),
     "verify": ("verify", "score a file of answers: right, wrong, unscorable or timeout"),
-    "runs": ("runs", "tracked runs: list, show, compare, plot"),
+    "runs": ("runs", "tracked runs: list, show, compare, plot, rerun, report, tag, import, export"),
     "doctor": ("doctor", "check this machine, a model and the verifier"),
 }
 

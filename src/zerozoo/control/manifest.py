@@ -13,6 +13,7 @@ import numpy as np
 from zerozoo.control.episodes import ARRAYS, Episodes
 from zerozoo.runs.checkpoints import replace_file
 from zerozoo.runs.errors import UserError
+from zerozoo.runs.run import Run
 from zerozoo.runs.sinks import json_safe
 from zerozoo.runs.versions import versions
 
@@ -65,6 +66,13 @@ def write_manifest(data: Path | str, record: Mapping[str, Any]) -> Path:
     path = manifest_path(data)
     replace_file(path, (json.dumps(record, indent=2) + "\n").encode())
     return path
+
+
+def keep_manifest(run: Run, data: Episodes, maker: str, config: Mapping[str, Any]) -> None:
+    """Writes what made the data of a run into its directory, the first time that it is made there."""
+    if run.writes and not manifest_path(run.path("data")).exists():
+        run.directory.mkdir(parents=True, exist_ok=True)
+        write_manifest(run.path("data"), manifest(data, maker, config, run.seed))
 
 
 def read_manifest(data: Path | str) -> dict[str, Any] | None:

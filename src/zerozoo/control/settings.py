@@ -73,7 +73,7 @@ class OffPolicyConfig(OnlineConfig):
     updates_per_step: float = 1.0  # updates for each step in the environment
 
 
-# What most presets of the same name begin with: a training of about a minute on one core, and one of about a second.
+# What most presets of the same name begin with: a training for one core, and one that only shows that all parts run.
 LAPTOP = {
     "steps": 20_000,
     "evaluate_every": 5_000,

@@ -156,13 +156,15 @@ class Data:
     world: World | None
 
 
-def open_data(config: Any, run: Run) -> Data:
+def open_data(config: Any, run: Run, makers: Mapping[str, Maker] | None = None) -> Data:
     """The episodes of `config.data`, made or read, and the world of `config.environment` ("": that of the data maker).
 
-    Made data depends on `config.data_seed` alone; its manifest is written into the run. UserError for data that is not
-    there or broken, and for a world that does not fit it.
+    Made data depends on `config.data_seed` alone; its manifest, with the world's reference returns, is written into the
+    run. makers: a recipe's own, beside `MAKERS`. UserError for data that is not there or broken, and for a world that
+    does not fit it.
     """
-    maker = MAKERS.get(config.data)
+    makers = {**MAKERS, **(makers or {})}
+    maker = makers.get(config.data)
     world = World(config.environment, observation_keys=config.observation_keys) if config.environment else None
     if maker is not None:
         world = world or maker.world
@@ -170,9 +172,10 @@ def open_data(config: Any, run: Run) -> Data:
         episodes = Episodes.from_list(maker.make(generator))
         if run.writes and not manifest_path(run.path("data")).exists():
             run.directory.mkdir(parents=True, exist_ok=True)
-            write_manifest(run.path("data"), manifest(episodes, config.data, {}, config.data_seed))
+            record = manifest(episodes, config.data, {}, config.data_seed, maker.world.reference())
+            write_manifest(run.path("data"), record)
     else:
-        episodes = _read(config.data, config.observation_keys, world)
+        episodes = _read(config.data, config.observation_keys, world, makers)
     if world is None:
         run.say("No environment is given, so nothing will be evaluated.")
         return Data(episodes, episodes.spec, None)
@@ -181,15 +184,15 @@ def open_data(config: Any, run: Run) -> Data:
     return Data(episodes, spec, world)
 
 
-def _read(name: str, keys: Sequence[str], world: World | None) -> Episodes:
+def _read(name: str, keys: Sequence[str], world: World | None, makers: Mapping[str, Maker]) -> Episodes:
     bounds = world.action_bounds() if world is not None else None
     if name.endswith(".npz"):
         return read_npz(name, action_bounds=bounds)
     if not (Path(name).exists() or re.search(r"-v\d+$", name)):  # ids of Minari end with a version
-        near = difflib.get_close_matches(name, MAKERS, n=1)
+        near = difflib.get_close_matches(name, makers, n=1)
         hint = f" (did you mean {near[0]}?)" if near else ""
         raise UserError(
-            f"Unknown data {name!r}{hint}: give a data maker ({', '.join(MAKERS)}), an .npz file, or the folder or id"
+            f"Unknown data {name!r}{hint}: give a data maker ({', '.join(makers)}), an .npz file, or the folder or id"
             " of a Minari data set."
         )
     return read_minari(name, keys=keys or None, action_bounds=bounds)

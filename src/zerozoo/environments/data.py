@@ -189,6 +189,28 @@ def partial_coverage(
     return undirected(rng, transitions, layout=layout, goal_cell=goal_cell, cells=cells, noise=noise, copies=copies)
 
 
+def half_random(rng: np.random.Generator, *, goal_cell: Cell) -> list[Episode]:
+    """60,000 steps of the U maze, half undirected (noise 0.5), half uniformly random, rewarded for one goal cell."""
+    world = PointMaze(100, goal_cells=[goal_cell])
+    return undirected(rng, 30_000, goal_cell=goal_cell) + record(world, random_actor(world), rng, 300)
+
+
+def imitation(rng: np.random.Generator, *, goal_cell: Cell) -> list[Episode]:
+    """2 expert episodes of the U maze; 60,000 random steps, and 20 other expert episodes that nobody marked.
+
+    Every episode has 300 steps, and none ends at the goal. extras["is_expert"] is true in the first two alone.
+    """
+
+    def play(copies: int, steps: int, best: bool) -> list[Episode]:
+        world = PointMaze(copies, goal_cells=[goal_cell], continuing=True)
+        return record(world, expert(world) if best else random_actor(world), rng, steps)
+
+    episodes = play(2, 300, best=True) + play(100, 600, best=False) + play(20, 300, best=True)
+    for number, episode in enumerate(episodes):
+        episode["extras"] = {"is_expert": np.full(len(episode["reward"]), number < 2)}
+    return episodes
+
+
 def relabel(
     episodes: Sequence[Episode], goal: np.ndarray, *, kind: str = "sparse", reach: float = REACH, terminal: bool = True
 ) -> list[Episode]:
@@ -246,6 +268,11 @@ def mixed_quality(
     for episode, value in zip(made, drawn, strict=True):
         episode["extras"]["quality"] = np.full(len(episode["reward"]), value, dtype=np.float32)
     return made
+
+
+def medium_expert(rng: np.random.Generator, episodes: int = 300) -> list[Episode]:
+    """Pendulum data, the first half of the episodes by the half random controller, the others by the expert."""
+    return mixed_quality(rng, episodes, quality=np.repeat([0.5, 1.0], [episodes // 2, episodes - episodes // 2]))
 
 
 def epsilon_expert(

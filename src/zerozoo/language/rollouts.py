@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
@@ -88,9 +89,16 @@ class Rollouts:
             trained=self.trained[rows],
         )
 
-    def rows_for_log(self, step: int, most: int | None = None) -> list[Mapping[str, Any]]:
-        """One mapping per response for samples.jsonl: what was asked, what came, how it was judged."""
+    def rows_for_log(
+        self, step: int, most: int | None = None, spell: Callable[[int], str] | None = None
+    ) -> list[Mapping[str, Any]]:
+        """One mapping per response for samples.jsonl: what was asked, what came, how it was judged.
+
+        With `spell`, which gives the text of a token id, also every drawn token ("tokens", the end token included) and
+        its log-prob under the distribution that it was drawn from ("logprobs", nats, rounded to 2 decimals).
+        """
         group_of = self.groups.tolist()
+        spelled = cache(spell) if spell else None
         return [
             {
                 "step": step,
@@ -106,9 +114,19 @@ class Rollouts:
                 "advantage": float(self.advantages[row]),
                 "length": int(self.samples.lengths[row]),
                 "finish": "stop" if self.samples.stopped[row] else "length",
+                **(self._tokens_for_log(row, spelled) if spelled else {}),
             }
             for row in range(len(self) if most is None else min(most, len(self)))
         ]
+
+    def _tokens_for_log(self, row: int, spelled: Callable[[int], str]) -> dict[str, Any]:
+        written = slice(0, int(self.samples.lengths[row]))
+        logprobs = self.samples.logprobs[row, written].tolist()
+        # + 0.0: a token that was certain has 0.0 and not -0.0.
+        return {
+            "tokens": [spelled(token) for token in self.samples.tokens[row, written].tolist()],
+            "logprobs": [round(logprob, 2) + 0.0 for logprob in logprobs],
+        }
 
 
 def verify_samples(tasks: Sequence[Task], samples: Samples, verifier: Verifier) -> list[Verification]:

@@ -195,7 +195,7 @@ class ZeroRL:
                 if name.startswith("response/")
             }
             if sampled:
-                rows = result.rollouts.rows_for_log(step)
+                rows = result.rollouts.rows_for_log(step, spell=self._spell)
                 self.run.sample({**row, "phase": f"heldout-{mode}"} for row in rows)
         metrics["seconds/evaluate"] = time.perf_counter() - began
         return metrics
@@ -218,9 +218,12 @@ class ZeroRL:
             raise DivergedError(
                 f"{error} Training stopped at step {step}; {kept}. Try a lower learning rate."
             ) from error
-        rows = rollouts.rows_for_log(step, self.settings.samples_logged)
+        rows = rollouts.rows_for_log(step, self.settings.samples_logged, self._spell)
         self.run.sample({**row, "phase": "train"} for row in rows)
         self.run.log(step, metrics)
+
+    def _spell(self, token: int) -> str:
+        return self.policy.decode([token], skip_special=False)
 
     def _collect(self) -> tuple[Rollouts, dict[str, float]]:
         """Rollouts of the step; with refill, groups without signal are replaced while rounds are left."""

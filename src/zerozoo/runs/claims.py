@@ -137,6 +137,50 @@ def difference_claim(
     return holds
 
 
+Combine = Callable[[ArmResults], NDArray[np.float64]]  # (seeds,) values, in the claim's order of seeds
+
+
+def on_combined(condition: Condition, metric: str | None = None, **combined: Combine) -> Condition:
+    """A condition that may also name arms which are computed from the claim's, seed by seed, as values of `metric`."""
+
+    def holds(results: ArmResults) -> Judgement:
+        values, secondary = dict(results.values), dict(results.secondary)
+        seeds = next(iter(values.values()))
+        for name, combine in combined.items():
+            values[name] = dict(zip(seeds, combine(results).tolist(), strict=True))
+            secondary[name] = {seed: {metric or results.metric: value} for seed, value in values[name].items()}
+        return condition(ArmResults(results.metric, values, secondary))
+
+    return holds
+
+
+def at_most(
+    arm: str,
+    ceiling: float,
+    of: str | None = None,
+    precondition: Precondition | None = None,
+    metric: str | None = None,
+) -> Condition:
+    """arm < ceiling, or with `of` arm < ceiling x that arm: as `difference_claim` of the limit and the arm."""
+    name, limit = _limit(ceiling, of, metric)
+    return on_combined(difference_claim(name, arm, 0.0, precondition, metric), metric, **{name: limit})
+
+
+def at_least(
+    arm: str, floor: float, of: str | None = None, precondition: Precondition | None = None, metric: str | None = None
+) -> Condition:
+    """arm > floor, or with `of` arm > floor x that arm: as `difference_claim` of the arm and the limit."""
+    name, limit = _limit(floor, of, metric)
+    return on_combined(difference_claim(arm, name, 0.0, precondition, metric), metric, **{name: limit})
+
+
+def _limit(factor: float, of: str | None, metric: str | None) -> tuple[str, Combine]:
+    """Name and values of a number that is the same for every seed, or of a multiple of an arm."""
+    if of is None:
+        return f"{factor:g}", lambda results: np.full(len(next(iter(results.values.values()))), factor)
+    return f"{factor:g} x {of}", lambda results: factor * results.array(of, metric)
+
+
 def require_mean(arm: str, low: float = -math.inf, high: float = math.inf, metric: str | None = None) -> Precondition:
     """The mean over seeds of one arm must lie in [low, high]."""
 

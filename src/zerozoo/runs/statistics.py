@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Array = NDArray[np.float64]
-_NUMBERS_PER_CHUNK = 4_000_000  # resamples are drawn in blocks of this many float64: 32 MB
+NUMBERS_AT_ONCE = 4_000_000  # resamples are drawn in blocks of this many float64: 32 MB
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,8 @@ def _checked(values: ArrayLike, name: str = "values") -> Array:
     return array
 
 
-def _check_level(level: float) -> None:
+def check_level(level: float) -> None:
+    """Raises ValueError for a level of an interval that is no share."""
     if not 0.0 < level < 1.0:
         raise ValueError(f"level must lie between 0 and 1 (for example 0.95), not {level}")
 
@@ -63,11 +64,11 @@ def _percentiles(value: float, resampled: Array, level: float) -> Interval:
     return Interval(float(value), float(low), float(high))
 
 
-def _chunks(resamples: int, numbers: int) -> list[int]:
+def block_sizes(resamples: int, numbers: int) -> list[int]:
     """Sizes of the blocks in which `resamples` resamples of `numbers` numbers each are drawn."""
     if resamples < 1:
         raise ValueError(f"resamples must be at least 1, not {resamples}")
-    size = max(1, _NUMBERS_PER_CHUNK // numbers)
+    size = max(1, NUMBERS_AT_ONCE // numbers)
     return [min(size, resamples - start) for start in range(0, resamples, size)]
 
 
@@ -87,7 +88,7 @@ def _student_probability(theta: float, df: int) -> float:
 @cache
 def student_quantile(level: float, df: int) -> float:
     """t with P(|T| <= t) = level for `df` degrees of freedom: 12.71, 4.30, 3.18 for level 0.95, df 1, 2, 3."""
-    _check_level(level)
+    check_level(level)
     if df < 1:
         raise ValueError(f"df must be at least 1, not {df}")
     low, high = 0.0, math.pi / 2
@@ -107,7 +108,7 @@ def mean_interval(values: ArrayLike, level: float = 0.95) -> Interval:
     reinforcement learning: Colas et al. 2018, arXiv 1806.08295.
     """
     array = _checked(values)
-    _check_level(level)
+    check_level(level)
     mean = float(array.mean())
     if len(array) == 1:
         return Interval(mean, -math.inf, math.inf)
@@ -151,7 +152,7 @@ def proportion_interval(successes: int, n: int, level: float = 0.95) -> Interval
     The n trials must be independent: for k samples of each of m problems take `hierarchical_bootstrap`.
     Raises ValueError unless 0 <= successes <= n and n >= 1. Source: Wilson 1927; Brown, Cai & DasGupta 2001.
     """
-    _check_level(level)
+    check_level(level)
     if n < 1 or not 0 <= successes <= n:
         raise ValueError(f"a share needs 0 <= successes <= n and n >= 1, not {successes} of {n}")
     z = NormalDist().inv_cdf((1.0 + level) / 2.0)
@@ -181,11 +182,11 @@ def bootstrap_interval(
     Source: Efron 1979; Agarwal et al. 2021, arXiv 2108.13264.
     """
     array = _checked(values)
-    _check_level(level)
+    check_level(level)
     random = np.random.default_rng(seed)
     resampled = [
         np.asarray(statistic(array[random.integers(len(array), size=(size, len(array)))], axis=-1))
-        for size in _chunks(resamples, len(array))
+        for size in block_sizes(resamples, len(array))
     ]
     return _percentiles(float(statistic(array, axis=-1)), np.concatenate(resampled), level)
 
@@ -209,7 +210,7 @@ def hierarchical_bootstrap(
     Shapes: values S rows of (n_s,); all of one length if shared. Raises ValueError otherwise.
     """
     rows = [_checked(row, f"row {index} of values") for index, row in enumerate(values)]
-    _check_level(level)
+    check_level(level)
     if not rows:
         raise ValueError("values must hold at least one seed")
     if shared_items and len({len(row) for row in rows}) > 1:
@@ -217,7 +218,7 @@ def hierarchical_bootstrap(
     draw = _draw_crossed if shared_items else _draw_nested
     random = np.random.default_rng(seed)
     numbers = sum(len(row) for row in rows)
-    resampled = [draw(rows, size, random) for size in _chunks(resamples, numbers)]
+    resampled = [draw(rows, size, random) for size in block_sizes(resamples, numbers)]
     value = float(np.mean([row.mean() for row in rows]))
     return _percentiles(value, np.concatenate(resampled), level)
 
@@ -255,23 +256,3 @@ def interquartile_mean(values: ArrayLike, axis: int = -1) -> Any:
         raise ValueError("the interquartile mean of nothing is not defined")
     cut = n // 4
     return np.take(ordered, range(cut, n - cut), axis=axis).mean(axis=axis)
-
-
-def probability_of_improvement(
-    a: ArrayLike, b: ArrayLike, level: float = 0.95, resamples: int = 10_000, seed: int = 0
-) -> Interval:
-    """P(A > B) + P(A = B) / 2 for independent runs A, B: Mann-Whitney's U / (n m); 0.5 means no difference.
-
-    Percentile bootstrap over the runs of each side. It says how OFTEN one side is better, not by how much.
-    Shapes: a (n,), b (m,). Source: Agarwal et al. 2021, arXiv 2108.13264, section 4 (one task).
-    """
-    first, second = _checked(a, "a"), _checked(b, "b")
-    _check_level(level)
-    wins = (np.sign(first[:, None] - second[None, :]) + 1.0) / 2.0  # (n, m): 1 better, 0.5 equal, 0 worse
-    random = np.random.default_rng(seed)
-    resampled = []
-    for size in _chunks(resamples, wins.size):
-        rows = random.integers(len(first), size=(size, len(first)))
-        columns = random.integers(len(second), size=(size, len(second)))
-        resampled.append(wins[rows[:, :, None], columns[:, None, :]].mean(axis=(-2, -1)))
-    return _percentiles(float(wins.mean()), np.concatenate(resampled), level)

@@ -10,6 +10,8 @@ from typing import Any
 
 from zerozoo.runs.errors import UserError
 from zerozoo.tasks import arithmetic as arithmetic_tasks
+from zerozoo.tasks import code as code_tasks
+from zerozoo.tasks import constraints as constraint_tasks
 from zerozoo.tasks import countdown as countdown_tasks
 from zerozoo.tasks import word_sums as word_sum_tasks
 from zerozoo.tasks.files import load_suite, load_tasks, recommended_template, unique_ids
@@ -18,7 +20,7 @@ from zerozoo.tasks.prompts import get_template
 from zerozoo.tasks.splits import difficulty_split, exclude, split_heldout
 from zerozoo.tasks.task import Task, TaskSet, make_verifier, unique_tasks
 
-GENERATED = ("arithmetic", "countdown", "word-sums", "reasoning-gym")
+GENERATED = ("arithmetic", "countdown", "word-sums", "reasoning-gym", "code", "constraints")
 FILE_HELDOUT_SIZE = 200
 FILE_MAX_NEW_TOKENS = 1024
 
@@ -39,7 +41,8 @@ def load_task_set(
 ) -> TaskSet:
     """The task set of a name. Options left at None take the set's own defaults.
 
-    - "arithmetic" (`level`), "countdown" (`level`), "word-sums" (`split`, and `heldout` for the split measured on),
+    - "arithmetic" (`level`), "countdown" (`level`), "code" (`level`), "word-sums" (`split`, and `heldout` for the split
+      measured on), "constraints" (`level`, and `heldout` "unseen" for the kinds that are not trained on),
       "reasoning-gym:<dataset>" (`level` of its curriculum): generated. The level or split may also follow a colon:
       "arithmetic:two-digit".
     - a preset, file, folder or hub id (`files.load_tasks`), or several with commas between them: `split` easy, medium
@@ -83,6 +86,12 @@ def _generated(
         trained_split = _one_of(kind, "split", trained, split) or "easy"
         measured_split = _one_of(kind, "heldout", measured, heldout)
         return word_sum_tasks.word_sums(trained_split, seed, heldout_split=measured_split, **given)
+    if kind == "constraints":
+        _refuse(kind, split=split)
+        name, _, suite = variant.partition(":")
+        name = _one_of(kind, "level", name, level) or constraint_tasks.DEFAULT_LEVEL
+        suite = _one_of(kind, "heldout", suite, heldout) or constraint_tasks.SUITES[0]
+        return constraint_tasks.constraints(name, seed, suite=suite, **given)
     _refuse(kind, split=split, heldout=heldout)
     if kind == "reasoning-gym":
         from zerozoo.tasks.gym import gym_tasks
@@ -93,6 +102,8 @@ def _generated(
     if kind == "countdown":
         return countdown_tasks.countdown(chosen or countdown_tasks.DEFAULT_LEVEL, seed, **given)
     _refuse(kind, train_size=given.get("train_size"))
+    if kind == "code":
+        return code_tasks.code(chosen or code_tasks.DEFAULT_LEVEL, seed, **given)
     return arithmetic_tasks.arithmetic(chosen or arithmetic_tasks.DEFAULT_LEVEL, seed, **given)
 
 

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 from zerozoo.runs.errors import UserError
 
 if TYPE_CHECKING:
+    from zerozoo.rewards.code import CodeVerifier
+    from zerozoo.rewards.constraints import ConstraintVerifier
     from zerozoo.rewards.countdown import CountdownVerifier
     from zerozoo.rewards.verifier import MathVerifier
     from zerozoo.tasks.gym_scorer import GymVerifier
 
-VERIFIERS = ("math", "countdown", "reasoning-gym")
+VERIFIERS = ("math", "countdown", "reasoning-gym", "code", "constraints")
 
 
 @dataclass(frozen=True)
@@ -93,13 +95,14 @@ class TaskSet:
 
 def make_verifier(
     source: TaskSet | str, extractor: str | None = None
-) -> MathVerifier | CountdownVerifier | GymVerifier:
+) -> MathVerifier | CountdownVerifier | GymVerifier | CodeVerifier | ConstraintVerifier:
     """The verifier of a task set, or of one of the names in `VERIFIERS`; the same one scores training and evaluation.
 
     `extractor` replaces the task set's own (default for a bare name: "lenient"). A task set's verifier ignores what
-    follows one of its stop strings, so that it does not matter whether a sampler cuts them off. The countdown verifier
-    has a way of its own to find the expression, and wants every number used, as the question says. Raises `UserError`
-    for an unknown name or a missing package.
+    follows one of its stop strings, so that it does not matter whether a sampler cuts them off. The verifiers of
+    countdown, code and constraints have ways of their own to find what they judge and use no extractor; that of
+    countdown wants every number used, as the question says. Raises `UserError` for an unknown name or a missing
+    package.
     """
     stop: tuple[str, ...] = ()
     if isinstance(source, TaskSet):
@@ -120,4 +123,12 @@ def make_verifier(
         from zerozoo.tasks.gym_scorer import GymVerifier
 
         return GymVerifier(extractor=extractor, stop=stop)
+    if source == "code":
+        from zerozoo.rewards.code import CodeVerifier
+
+        return CodeVerifier(stop=stop)
+    if source == "constraints":
+        from zerozoo.rewards.constraints import ConstraintVerifier
+
+        return ConstraintVerifier(stop=stop)
     raise UserError(f"Unknown verifier '{source}'; choose from: {', '.join(VERIFIERS)}.")

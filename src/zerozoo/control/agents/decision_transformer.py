@@ -72,7 +72,6 @@ class DecisionTransformer(Agent):
     """
 
     view = sequences(length=20)
-    normaliser: nn.Module | None
     target_return: Tensor
 
     def build(self, spec: Spec, config: Any) -> None:

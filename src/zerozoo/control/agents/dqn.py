@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 
 from zerozoo.control.agent import Agent, Target, trains
 from zerozoo.control.heads import ScalarHead, critic
@@ -24,7 +24,6 @@ class DQN(Agent):
     """
 
     view = transitions()
-    normaliser: nn.Module | None
     acted: Tensor
 
     def build(self, spec: Spec, config: Any) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 from gymnasium import spaces
 
@@ -73,3 +75,31 @@ class Hazards(BatchedWorld):
             obs[:, column] = np.hypot(cx - x, cy - y)
             obs[:, column + 1], obs[:, column + 2] = np.cos(bearing), np.sin(bearing)
         return obs
+
+
+def avoidable(state: Mapping[str, np.ndarray], turns: int = 9) -> np.ndarray:
+    """(N,) bool: whether a robot can brake to a stand without a violation, turning at one of `turns` constant rates.
+
+    state: x, y, speed, heading (N,). A robot that stands violates nothing any more, and outside of the arena there are
+    no hazards. Other manoeuvres are not tried, so that the answer is on the safe side.
+    """
+    count = len(state["x"])
+    world = Hazards(count * turns)
+    arrays = {name: np.tile(values, turns) for name, values in state.items() if name != "elapsed"}
+    obs = world.load_state({**arrays, "elapsed": np.zeros(world.copies, dtype=np.int64)})
+    turn = np.repeat(np.linspace(-1, 1, turns), count)
+    violated = constraint(obs) > 0
+    for _ in range(int(np.ceil(np.abs(state["speed"]).max() / DT)) + 1):
+        violated |= world.step(np.stack([-world.arrays["speed"] / DT, turn], axis=-1)).info["cost"] > 0
+    return np.asarray(~violated.reshape(turns, count).all(axis=0))
+
+
+class SafeStarts(Hazards):
+    """PointRobot whose episodes start where every violation can still be avoided."""
+
+    def _draw(self, rng: np.random.Generator, copies: np.ndarray) -> dict[str, np.ndarray]:
+        arrays = super()._draw(rng, copies)
+        while (doomed := ~avoidable(arrays)).any():
+            for name, values in super()._draw(rng, copies[doomed]).items():
+                arrays[name][doomed] = values
+        return arrays

@@ -23,7 +23,6 @@ Not reproduced: BCQ, BEAR, BRAC, AWR, AlgaeDICE; Flow, CARLA, and human demonstr
 four rooms; the side kit for off-policy evaluation.
 """
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from types import SimpleNamespace
@@ -34,17 +33,15 @@ import numpy as np
 from zerozoo.control.agent import Agent
 from zerozoo.control.agents import BC, CQL, IQL, SAC, TD3BC
 from zerozoo.control.build import learn_offline, make_reward
-from zerozoo.control.episodes import Episodes
 from zerozoo.control.files import write_npz
-from zerozoo.control.manifest import manifest, write_manifest
+from zerozoo.control.offline import divergence_as_result
 from zerozoo.control.settings import LAPTOP, SMOKE, OfflineValueConfig
-from zerozoo.control.sources import Data, Maker, World, open_data
+from zerozoo.control.sources import Maker, World, open_data
 from zerozoo.control.views import transitions
-from zerozoo.environments.data import mixed_quality, undirected
-from zerozoo.runs.claims import ArmResults, Claim, Condition, Judgement, all_of, difference_claim
-from zerozoo.runs.errors import DivergedError, UserError
+from zerozoo.environments.data import medium_expert, mixed_quality, undirected
+from zerozoo.runs.claims import ArmResults, Claim, Combine, all_of, at_most, difference_claim, on_combined
+from zerozoo.runs.errors import UserError
 from zerozoo.runs.run import Run
-from zerozoo.runs.streams import Streams
 
 PAPER = "D4RL: Datasets for Deep Data-Driven Reinforcement Learning (2020), arXiv 2004.07219"
 
@@ -58,11 +55,6 @@ ALGORITHMS: dict[str, tuple[type[Agent], dict[str, Any]]] = {
     "iql": (IQL, {"max_weight": 100.0, "dropout": 0.0}),
     "cql": (CQL, {**_ENTROPY, **_CONSERVATISM, "policy_learning_rate": 1e-4}),
 }
-
-
-def medium_expert(rng: np.random.Generator) -> list[dict[str, Any]]:
-    """Pendulum data, half of it by the half random controller and half by the expert."""
-    return mixed_quality(rng, quality=np.repeat([0.5, 1.0], 150))
 
 
 _FAR_CORNER = (6, 6)
@@ -123,64 +115,28 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-def open_benchmark(config: Config, run: Run) -> Data:
-    """The data and its world: `open_data`, with the benchmark's own makers beside those that it knows."""
-    maker = OWN_MAKERS.get(config.data)
-    if maker is None:
-        return open_data(config, run)
-    world = World(config.environment) if config.environment else maker.world
-    episodes = Episodes.from_list(maker.make(Streams(config.data_seed).numpy(f"data/{config.data}")))
-    spec, reference = world.spec(), maker.world.reference()
-    episodes.spec.check(spec)
-    if run.writes:
-        run.directory.mkdir(parents=True, exist_ok=True)
-        write_manifest(run.path("data"), manifest(episodes, config.data, {}, config.data_seed, reference))
-    return Data(episodes, spec, world)
-
-
 def train(config: Config, run: Run) -> dict[str, float]:
     """Run to `config.steps`, resuming where the run directory stands; the numbers of the last policy."""
     if config.algorithm not in ALGORITHMS:
         raise UserError(f"Unknown algorithm {config.algorithm!r}; choose from: {', '.join(ALGORITHMS)}.")
-    data = open_benchmark(config, run)
+    data = open_data(config, run, OWN_MAKERS)
     if config.save_data and run.writes:
         write_npz(run.path("data.npz"), data.episodes)
     kind, settings = ALGORITHMS[config.algorithm]
     fields = SimpleNamespace(**asdict(config), cosine_steps=config.steps, **settings)
     agent = kind(data.spec, fields, run.stream("agent"))
-    try:
-        metrics = learn_offline(agent, data, transitions(config.gamma), config, run, make_reward(config, data.episodes))
-    except DivergedError as error:
-        run.say(str(error))
-        return {"evaluation/success": 0.0, "diverged": 1.0}
-    return {**metrics, "diverged": 0.0}
+    view, reward = transitions(config.gamma), make_reward(config, data.episodes)
+    learn = partial(learn_offline, agent, data, view, config, run, reward)
+    return divergence_as_result(learn, run, {"evaluation/success": 0.0})
 
 
-def on_combined(condition: Condition, **combined: Callable[[ArmResults], np.ndarray]) -> Condition:
-    """A condition on arms that are computed from the claim's, seed by seed: name -> (seeds,) values."""
-
-    def holds(results: ArmResults) -> Judgement:
-        seeds = next(iter(results.values.values()))
-        values = {name: dict(zip(seeds, combine(results).tolist(), strict=True)) for name, combine in combined.items()}
-        return condition(ArmResults(results.metric, values))
-
-    return holds
-
-
-def gain_over_cloning(data: str) -> Callable[[ArmResults], np.ndarray]:
+def gain_over_cloning(data: str) -> Combine:
     """(seeds,) what IQL gains over BC on a data set."""
-    return lambda results: results.array(f"{data}-iql") - results.array(f"{data}-bc")
 
+    def gain(results: ArmResults) -> np.ndarray:
+        return results.array(f"{data}-iql") - results.array(f"{data}-bc")
 
-def at_most(arm: str, ceiling: float) -> Condition:
-    """The arm stays below a number."""
-    return on_combined(
-        difference_claim("ceiling", arm),
-        **{
-            "ceiling": lambda results: np.full(len(results.array(arm)), ceiling),
-            arm: lambda results: results.array(arm),
-        },
-    )
+    return gain
 
 
 CLAIM = Claim(

@@ -27,43 +27,37 @@ Not reproduced: the online variant of the appendix; the D4RL tables; ReCOIL on m
 RCE, ORIL, SMODICE and IQ-Learn.
 """
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from zerozoo.control.agent import trains
-from zerozoo.control.agents import BC, XQL
-from zerozoo.control.agents.cql import repeated
-from zerozoo.control.build import fit_normaliser, loop_fields, make_reward, make_world
-from zerozoo.control.episodes import Episodes
-from zerozoo.control.manifest import manifest, write_manifest
-from zerozoo.control.offline import OfflineLoop
+from zerozoo.control.agents import BC, FDVL, ReCOIL
+from zerozoo.control.build import fit_normaliser, loop_fields, make_reward
+from zerozoo.control.offline import OfflineLoop, divergence_as_result
 from zerozoo.control.replay import Mixture
 from zerozoo.control.settings import LAPTOP, SMOKE, OfflineValueConfig
-from zerozoo.control.sources import Data, World, open_data
-from zerozoo.control.spec import Spec
-from zerozoo.control.views import Batch, Sampler, transitions
-from zerozoo.environments.batched.point_maze import PointMaze
-from zerozoo.environments.controllers import expert, random_actor
-from zerozoo.environments.data import record, undirected
-from zerozoo.losses.values import implicit_maximum, mse
-from zerozoo.runs.claims import ArmResults, Claim, Condition, Judgement, all_of, difference_claim
-from zerozoo.runs.errors import DivergedError, UserError
+from zerozoo.control.sources import Data, Maker, World, open_data
+from zerozoo.control.views import Sampler, transitions
+from zerozoo.environments.data import half_random, imitation
+from zerozoo.losses.values import implicit_maximum
+from zerozoo.runs.claims import Claim, Combine, all_of, difference_claim, on_combined
+from zerozoo.runs.errors import UserError
 from zerozoo.runs.run import Run
-from zerozoo.runs.streams import Streams
 
 PAPER = "Dual RL: Unification and New Methods for Reinforcement and Imitation Learning (2023), arXiv 2302.08560"
 
-GOAL = (1, 1)
-UMAZE = World("point-maze-umaze", {"goal_cells": [GOAL]})
 HALF_RANDOM, IMITATION = "umaze-half-random", "umaze-imitation"  # data made here
+_GOAL = (1, 1)
+_UMAZE = World("point-maze-umaze", {"goal_cells": [_GOAL]})
+OWN_MAKERS = {
+    HALF_RANDOM: Maker(_UMAZE, partial(half_random, goal_cell=_GOAL)),
+    IMITATION: Maker(_UMAZE, partial(imitation, goal_cell=_GOAL)),
+}
 METHODS = ("f-dvl", "recoil", "clone-experts", "clone-all")
-# The constants of ReCOIL: targets of Q on expert steps, cost of a step elsewhere, what follows a true end.
-EXPERT_VALUE, STEP_REWARD, END_VALUE = 200.0, -2.0, -200.0
 
 
 @dataclass(frozen=True)
@@ -132,111 +126,18 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-class FDVL(XQL):
-    """IQL with the V-loss of a divergence. `largest_value` is the largest |V| that any update has seen."""
-
-    largest_value: Tensor
-
-    def build(self, spec: Spec, config: Config) -> None:
-        super().build(spec, config)
-        self.register_buffer("largest_value", torch.zeros(()))
-
-    def maximum(self, error: Tensor) -> Tensor:
-        return implicit_maximum(error, self.config.maximiser, self.config.strength, self.config.clip or None)
-
-    @trains("v")
-    def value_loss(self, batch: Batch) -> Tensor:
-        with torch.no_grad():
-            self.q_data = self.q_target(batch.obs, batch.action).amin(0)  # (B,), kept for the policy
-            obs, q = self.with_random_actions(batch, self.q_data)
-        return self.maximum(q - self.values(obs)).mean()
-
-    def with_random_actions(self, batch: Batch, q_data: Tensor) -> tuple[Tensor, Tensor]:
-        """Observations and target values (B (1 + k),): the data's actions, then k uniform ones for each state."""
-        number = self.config.random_actions
-        if not number:
-            return batch.obs, q_data
-        obs = repeated(batch.obs, number)
-        action = torch.rand((len(obs), self.spec.action_size), generator=self.random) * 2 - 1
-        return torch.cat((batch.obs, obs)), torch.cat((q_data, self.q_target(obs, action).amin(0)))
-
-    def values(self, obs: Tensor) -> Tensor:
-        """V(s), (B,), and takes note of the largest."""
-        v = self.v(obs)
-        largest = v.detach().abs().amax()
-        self.largest_value.copy_(torch.maximum(self.largest_value, largest))  # NaN stays NaN
-        self.log("value/largest", largest)
-        return v
-
-
-class ReCOIL(FDVL):
-    """Imitation: batches mix unlabelled rows with expert rows, which have extra["is_expert"]. Rewards are not used."""
-
-    @trains("v")
-    def value_loss(self, batch: Batch) -> Tensor:
-        with torch.no_grad():
-            self.q_data = self.q_target(batch.obs, batch.action).amin(0)
-        error = self.q_data - self.values(batch.obs)
-        return self.maximum(error[~batch.extra["is_expert"]]).mean()
-
-    @trains("q")
-    def critic_loss(self, batch: Batch) -> Tensor:
-        """Mean over both halves together: half the mean square on expert steps plus half of that on the others."""
-        expert_rows = batch.extra["is_expert"]
-        with torch.no_grad():
-            end = torch.where(batch.discount == 0, self.config.gamma * END_VALUE, 0.0)
-            consistent = STEP_REWARD + batch.discount * self.v(batch.next_obs) + end
-            target = torch.where(expert_rows, EXPERT_VALUE, consistent)  # (B,)
-        q = self.q(batch.obs, batch.action)  # (E, B)
-        self.log("q/expert", q[:, expert_rows])
-        self.log("q/unlabelled", q[:, ~expert_rows])
-        return mse(q, target).mean(-1).sum()
-
-
-def half_random(rng: np.random.Generator) -> list[dict[str, Any]]:
-    """60,000 steps of the U maze, half undirected (noise 0.5), half uniformly random, rewarded for one goal."""
-    world = PointMaze(100, goal_cells=[GOAL])
-    return undirected(rng, 30_000, goal_cell=GOAL) + record(world, random_actor(world), rng, 300)
-
-
-def imitation(rng: np.random.Generator) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """(2 expert episodes, 60,000 random steps with 20 other expert episodes): 300 steps each, none ends at the goal."""
-
-    def play(copies: int, steps: int, best: bool) -> list[dict[str, Any]]:
-        world = PointMaze(copies, goal_cells=[GOAL], continuing=True)
-        return record(world, expert(world) if best else random_actor(world), rng, steps)
-
-    return play(2, 300, best=True), play(100, 600, best=False) + play(20, 300, best=True)
-
-
 def open_sources(config: Config, run: Run) -> tuple[Data, Sampler]:
-    """The data with its world, and the batches of the method. Data made here depends on `data_seed` alone."""
+    """The data with its world, and the batches of the method."""
     if config.method not in METHODS or (config.method == "f-dvl") == (config.data == IMITATION):
         raise UserError(f"Take method f-dvl, or the data {IMITATION} with one of {', '.join(METHODS[1:])}.")
-    view, experts = transitions(config.gamma), None
-    if config.data in (HALF_RANDOM, IMITATION):
-        rng = Streams(config.data_seed).numpy(f"data/{config.data}")
-        parts = (half_random(rng),) if config.data == HALF_RANDOM else imitation(rng)
-        episodes, experts = Episodes.from_list(parts[-1]), Episodes.from_list(parts[0])
-        world = make_world(config) if config.environment else UMAZE
-        data = Data(episodes, world.spec(), world)
-        episodes.spec.check(data.spec)
-        if run.writes:
-            run.directory.mkdir(parents=True, exist_ok=True)
-            write_manifest(run.path("data"), manifest(episodes, config.data, {}, config.data_seed))
-    else:
-        data = open_data(config, run)
+    data, view = open_data(config, run, OWN_MAKERS), transitions(config.gamma)
     if config.method == "f-dvl":
         return data, view(make_reward(config, data.episodes).episodes(data.episodes))
-    assert experts is not None
-    unlabelled, expert_rows = view(marked(data.episodes, False)), view(marked(experts, True))
-    mixed = Mixture([unlabelled, expert_rows], [0.5, 0.5])
-    return data, {"recoil": mixed, "clone-all": unlabelled, "clone-experts": expert_rows}[config.method]
-
-
-def marked(episodes: Episodes, is_expert: bool) -> Episodes:
-    """The episodes with the field "is_expert" and no other extra field."""
-    return episodes.replace(extras={"is_expert": np.full(len(episodes), is_expert)})
+    by_expert = data.episodes.extras["is_expert"][data.episodes.starts]  # (E,)
+    unlabelled, experts = data.episodes.select(~by_expert), data.episodes.select(by_expert)
+    sources: dict[str, Sampler] = {"clone-all": view(unlabelled), "clone-experts": view(experts)}
+    sources["recoil"] = Mixture([sources["clone-all"], sources["clone-experts"]], [0.5, 0.5])
+    return replace(data, episodes=unlabelled), sources[config.method]
 
 
 def train(config: Config, run: Run) -> dict[str, float]:
@@ -254,11 +155,7 @@ def train(config: Config, run: Run) -> dict[str, float]:
     agent = kind(data.spec, config, run.stream("agent"))
     fit_normaliser(agent, data, config)
     loop = OfflineLoop(agent=agent, data=sampler, batch_size=config.batch_size, **loop_fields(config, run, data.world))
-    try:
-        metrics = {**loop.train(), "diverged": 0.0}
-    except DivergedError as error:
-        run.say(str(error))
-        metrics = {"evaluation/success": 0.0, "diverged": 1.0}
+    metrics = divergence_as_result(loop.train, run, {"evaluation/success": 0.0})
     if type(agent) is FDVL:
         reward = make_reward(config, data.episodes)(data.episodes.reward)
         largest, bound = float(agent.largest_value), 2 * float(np.abs(reward).max()) / (1 - config.gamma)
@@ -281,23 +178,12 @@ FDVL_ARMS: dict[str, dict[str, Any]] = {
 }
 
 
-def on_combined(condition: Condition, **combined: Callable[[ArmResults], np.ndarray]) -> Condition:
-    """A condition on arms that are computed from the claim's, seed by seed: name -> (seeds,) values."""
-
-    def holds(results: ArmResults) -> Judgement:
-        seeds = next(iter(results.values.values()))
-        values = {name: dict(zip(seeds, combine(results).tolist(), strict=True)) for name, combine in combined.items()}
-        return condition(ArmResults(results.metric, values))
-
-    return holds
-
-
-def blow_up_rate(arms: Iterable[str]) -> Callable[[ArmResults], np.ndarray]:
+def blow_up_rate(arms: Iterable[str]) -> Combine:
     """(seeds,) share of the arms that blew up."""
     return lambda results: np.mean([results.array(arm, "blow_up") for arm in arms], axis=0)
 
 
-def worst_success(arms: Iterable[str]) -> Callable[[ArmResults], np.ndarray]:
+def worst_success(arms: Iterable[str]) -> Combine:
     """(seeds,) success of the arm whose mean over the seeds is the lowest."""
     return lambda results: results.array(min(arms, key=results.mean))
 
