@@ -79,7 +79,7 @@ def run_entry(
         "steps": record.steps,
         "tags": list(record.tags),
         "began": record.began,
-        "seconds": sum(row.get(name) or 0.0 for row in rows for name in ("seconds/step", "seconds/evaluate")),
+        "seconds": math.fsum(x for name in ("seconds/step", "seconds/evaluate") for x in _numbers(rows, name)),
         "config": {name: text_of(value) for name, value in flatten(record.config).items()},
         "versions": {name: text_of(value) for name, value in flatten(record.versions).items()},
         "metrics": series(rows, record.began, notes),
@@ -164,7 +164,8 @@ def split_tokens(rows: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any] | No
     logprob: list[float | None] = []
     start, rest = [0], []
     for row in rows:
-        texts, numbers = row.get(TOKENS), row.get(LOGPROBS)
+        texts: Any = row.get(TOKENS)
+        numbers: Any = row.get(LOGPROBS)
         dropped: tuple[str, ...] = ()
         if _are_tokens(texts, numbers):
             token += [words.setdefault(text, len(words)) for text in texts]

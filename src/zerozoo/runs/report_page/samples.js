@@ -100,7 +100,7 @@ function verdictMark(verdict) {
 }
 
 // Texts of one line show their line ends.
-const oneLine = (text) => (text ?? '').slice(0, 200).replace(/\s*\n\s*/g, ' ⏎ ');
+const oneLine = (text) => String(text ?? '').slice(0, 200).replace(/\s*\n\s*/g, ' ⏎ ');
 
 function sampleRow(samples, row, element) {
   const {get} = samples;
@@ -151,11 +151,12 @@ function buildSamples(panel, runs) {
 
 // The samples of a run are unpacked when they are asked for.
 async function openBrowser(body, run) {
+  body.wanted = run; // another may be chosen before this one is there
   body.replaceChildren(h('p', {class: 'lonely', role: 'status'}, `Reading ${plural(run.samples.count, 'response')} …`));
   await new Promise((done) => { setTimeout(done, 20); }); // so that the sentence is seen
   try {
     run.sampleTable ||= new SampleTable(await unpack(run.blocks.samples));
-    body.replaceChildren(sampleBrowser(run, run.sampleTable));
+    if (body.wanted === run) body.replaceChildren(sampleBrowser(run, run.sampleTable));
   } catch (error) {
     body.replaceChildren(h('p', {class: 'lonely', role: 'alert'}, `The samples cannot be shown: ${error.message}`));
     throw error;
