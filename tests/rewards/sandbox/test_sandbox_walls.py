@@ -347,8 +347,10 @@ def test_marks_find_a_running_program(mark):
 @pytest.mark.parametrize("options", [{}, {"without": ("namespaces",)}], ids=["all", "no namespaces"])
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_programs_die_with_the_caller(options, how, mark, scratch):
+    # A shell starts jobs in the background with SIGINT ignored, which this process may have inherited.
     code = f"""if True:
-        import sys
+        import signal, sys
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         sys.path.append({SOURCE!r})
         from zerozoo.rewards.sandbox import *
         source = "import os, time\\ntry: os.fork()\\nexcept OSError: pass\\ntime.sleep(3600)"
@@ -363,7 +365,7 @@ def test_programs_die_with_the_caller(options, how, mark, scratch):
     else:
         pytest.fail("the program did not start within a minute")
     caller.send_signal(how)
-    caller.wait()
+    caller.wait(timeout=60)
     for _ in range(1200):
         if not processes_with(mark[5:]) and not os.listdir(scratch):
             return
