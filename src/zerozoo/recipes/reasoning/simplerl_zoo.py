@@ -24,8 +24,9 @@ What differs from the paper and its code, and why:
 What came out (results/reproduce/simplerl-zoo.json): the format claim HOLDS on the tiny base model, with a larger effect
 than in the paper. Two things stand behind that. The tiny model's boxed answers come without working, so the penalty
 drives the working out; and its greedy accuracy is 0.92 before training, so the gain of `correctness` is mostly
-sharpening. In the difficulty claim the base model gets almost no hard problem right, so its precondition is met by
-construction; it has not been run yet.
+sharpening. The difficulty claim HOLDS, too: training on the hard split made the tiny model worse than it was, while the
+easy split sharpened its samples and left its greedy accuracy where it was. The base model gets almost no hard problem
+right, so the precondition is met by construction.
 
 Not reproduced here: the ten models of the paper (7B and more need GPUs); `--preset paper --plan` shows what would run.
 """
