@@ -42,7 +42,7 @@ lint: $(VENV)/.dev  ## ruff, types, layer contract
 	$(BIN)/lint-imports
 
 unit: $(VENV)/.dev  ## Unit, trap, invariance and command-line tests
-	$(BIN)/python -m pytest --ignore=tests/browser
+	$(BIN)/python -m pytest --ignore=tests/browser --numprocesses auto --maxprocesses 4
 
 test-browser: $(VENV)/.dev  ## The HTML report in a real browser (needs Chromium: apt-get install chromium)
 	@$(INSTALL) --editable '.[dev,browser]'

@@ -415,7 +415,7 @@ def test_no_folder_and_no_duckdb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(UserError, match="there is no folder"):
         Store.open(tmp_path / "nowhere")
     monkeypatch.setitem(sys.modules, "duckdb", None)  # type: ignore[arg-type]
-    with pytest.raises(UserError, match=r"need DuckDB .*pip install 'zerozoo\[tracking\]'"):
+    with pytest.raises(UserError, match=r"need DuckDB .*pip install 'zerozoo\[store\]'"):
         Store.open(tmp_path)
 
 
