@@ -213,7 +213,7 @@ def forbidden(tree: ast.AST) -> list[str]:
 
 
 def test_trap_32_nothing_in_the_package_executes_text(source_trees: dict[str, ast.Module]) -> None:
-    """Mistake: eval, exec, pickle or a model's own code on foreign text. Rule: none of them runs outside the sandbox."""
+    """Mistake: eval, exec, pickle or a model's own code on foreign text. Rule: none outside the sandbox."""
     # The text of code_runner is sent into the sandbox and runs there: code.py imports its path and one function. The
     # code tasks evaluate expressions written in their own module, never a model's.
     assert len(source_trees) > 60
