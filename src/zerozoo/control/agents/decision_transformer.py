@@ -62,6 +62,16 @@ class SequencePolicy(Drawn):
         return actions if self.spec.discrete else actions.tanh()
 
 
+def sequence_adam(config: Any) -> Adam:
+    """How the sequence models learn: Adam with weight decay, a limited gradient norm, and a warm-up."""
+    return Adam(
+        config.learning_rate,
+        weight_decay=config.weight_decay,
+        clip_norm=config.max_gradient_norm,
+        warmup_steps=config.warmup_updates,
+    )
+
+
 class DecisionTransformer(Agent):
     """Clones the data's actions given the return that followed them; asked for a high return, it acts like the best.
 
@@ -79,13 +89,7 @@ class DecisionTransformer(Agent):
         self.register_buffer("target_return", torch.full((), torch.nan))
 
     def optimiser(self, net: str) -> Adam:
-        config = self.config
-        return Adam(
-            config.learning_rate,
-            weight_decay=config.weight_decay,
-            clip_norm=config.max_gradient_norm,
-            warmup_steps=config.warmup_updates,
-        )
+        return sequence_adam(self.config)
 
     @trains("policy")
     def policy_loss(self, batch: Batch) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional
 
 from zerozoo.control.agent import Adam, Agent, trains
+from zerozoo.control.agents.decision_transformer import sequence_adam
 from zerozoo.control.contexts import EMBEDDED, ContextModel
 from zerozoo.control.networks import GPT, Drawn, EnsembleLinear
 from zerozoo.control.normaliser import Normaliser
@@ -97,13 +98,7 @@ class MetaDT(Agent):
         self.context_model: ContextModel | None = None
 
     def optimiser(self, net: str) -> Adam:
-        config = self.config
-        return Adam(
-            config.learning_rate,
-            weight_decay=config.weight_decay,
-            clip_norm=config.max_gradient_norm,
-            warmup_steps=config.warmup_updates,
-        )
+        return sequence_adam(self.config)
 
     @trains("policy")
     def policy_loss(self, batch: Batch) -> Tensor:

@@ -40,7 +40,7 @@ from zerozoo.control.build import loop_fields
 from zerozoo.control.clusters import k_means
 from zerozoo.control.episodes import Episodes
 from zerozoo.control.evaluation import Evaluator, evaluate
-from zerozoo.control.manifest import manifest, manifest_path, write_manifest
+from zerozoo.control.manifest import keep_manifest
 from zerozoo.control.offline import OfflineLoop
 from zerozoo.control.policies import Deterministic
 from zerozoo.control.spec import Spec
@@ -139,10 +139,8 @@ def record_regions(config: Config, run: Run) -> Episodes:
         noise = config.action_noise
         made += narrow(rng, wanted, start_cells=cells, goal_cells=cells, noise=noise, successful_only=True)
     episodes = Episodes.from_list(made)
-    if run.writes and not manifest_path(run.path("data")).exists():
-        run.directory.mkdir(parents=True, exist_ok=True)
-        settings = {"transitions": config.transitions, "action_noise": config.action_noise, "regions": REGIONS}
-        write_manifest(run.path("data"), manifest(episodes, "td-sl-stitching", settings, config.seed))
+    settings = {"transitions": config.transitions, "action_noise": config.action_noise, "regions": REGIONS}
+    keep_manifest(run, episodes, "td-sl-stitching", settings)
     return episodes
 
 
