@@ -5,8 +5,8 @@
 
 Every arm is a process that loads the model once. The arms take turns within each repeat, so that a slow minute of the
 machine meets all of them; the first repeat is dropped. The file holds medians and ranges over the others, tokens per
-second (rollouts: new tokens; updates: response tokens), and the largest memory of each arm up to each case. The cases
-are run from small to large, so the memory of a case is its own wherever it is larger than that of the cases before.
+second (rollouts: new tokens; updates: response tokens), and the largest memory of each arm in each case, all that the
+process holds included.
 The time of a whole training step and until an accuracy is reached is in results/quickstart.json.
 """
 
@@ -39,6 +39,7 @@ CASES: dict[str, Case] = {
     "rollout 32 x 128": _case("rollout", 4, 8, 14, 128),
     "rollout 256 x 32": _case("rollout", 32, 8, 14, 32),
     "rollout 96 x 128": _case("rollout", 12, 8, 14, 128),
+    "rollout 256 x 128": _case("rollout", 32, 8, 14, 128),
     "update 96 x (14 + 12)": _case("update", 12, 8, 14, 12),
     "update 16 x (64 + 256)": _case("update", 2, 8, 64, 256),
 }
@@ -139,7 +140,7 @@ def measure(commands: Mapping[str, Sequence[str]], cases: Mapping[str, Case], re
         for repeat in range(repeats):
             for arm, one in taking.items():
                 answer = one.run(case)
-                peaks[arm] = answer["peak_mb"]
+                peaks[arm] = max(peaks.get(arm, 0.0), answer["peak_mb"])
                 if repeat:
                     seconds[arm].append(answer["seconds"])
         results[name] = {arm: summarise(seconds[arm], case, peaks[arm]) for arm in taking}
@@ -157,6 +158,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vllm", metavar="PYTHON", help="also measure vLLM, with the Python of its environment")
     parser.add_argument("--repeats", type=int, default=REPEATS, help="the first is dropped")
+    parser.add_argument("--model", default="smollm2-135m", help="a built-in model or a folder")
     parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES))
     parser.add_argument("--output", type=Path, default=ROOT / "results/bench-language.json")
     parser.add_argument("--arm", metavar="FOLDER", help=argparse.SUPPRESS)  # this process is zerozoo's arm
@@ -164,7 +166,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.arm:
         serve(zerozoo_arm(options.arm))
         return
-    folder = str(built_in_directory("smollm2-135m"))
+    folder = str(built_in_directory(options.model) or options.model)
+    vocabulary = json.loads(Path(folder, "config.json").read_text(encoding="utf-8"))["vocab_size"]
     commands = {
         "zerozoo": [sys.executable, __file__, "--arm", folder],
         "transformers": [sys.executable, str(PEERS), "transformers", folder],
@@ -172,8 +175,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.vllm:
         commands["vllm"] = [options.vllm, str(PEERS), "vllm", folder]
     load = os.getloadavg()
-    cases = measure(commands, {name: CASES[name] for name in options.cases}, options.repeats)
-    results = {"cases": cases, "machine": machine(), "load_before": load, **commit()}
+    chosen = {name: CASES[name] | {"vocabulary": vocabulary} for name in options.cases}
+    cases = measure(commands, chosen, options.repeats)
+    results = {"model": options.model, "cases": cases, "machine": machine(), "load_before": load, **commit()}
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 

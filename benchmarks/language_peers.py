@@ -4,8 +4,8 @@
     python language_peers.py vllm FOLDER                vLLM on the CPU, rollouts only, in an environment of its own
 
 Nothing of zerozoo is imported, so that each arm may have an environment of its own. A case is
-{"kind": "rollout", "groups", "samples", "prompt", "new"} or {"kind": "update", "groups", "samples", "prompt", "new"}:
-groups of equal prompts of `prompt` tokens, `samples` responses of exactly `new` tokens each.
+{"kind": "rollout" or "update", "groups", "samples", "prompt", "new", "vocabulary"}: groups of equal prompts of `prompt`
+tokens, `samples` responses of exactly `new` tokens each.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 Case = dict[str, Any]
@@ -23,15 +24,19 @@ Case = dict[str, Any]
 
 def make_prompts(case: Case) -> list[list[int]]:
     """Token ids of the groups' prompts: random words of the middle of the vocabulary, the same for every arm."""
-    draw = random.Random(0)
-    return [[draw.randrange(1000, 40000) for _ in range(case["prompt"])] for _ in range(case["groups"])]
+    draw = _words(case, seed=0)
+    return [[draw() for _ in range(case["prompt"])] for _ in range(case["groups"])]
 
 
 def make_responses(case: Case) -> list[list[int]]:
     """Token ids of the responses that an update trains on."""
-    draw = random.Random(1)
-    rows = case["groups"] * case["samples"]
-    return [[draw.randrange(1000, 40000) for _ in range(case["new"])] for _ in range(rows)]
+    draw = _words(case, seed=1)
+    return [[draw() for _ in range(case["new"])] for _ in range(case["groups"] * case["samples"])]
+
+
+def _words(case: Case, seed: int) -> Callable[[], int]:
+    source, vocabulary = random.Random(seed), case["vocabulary"]
+    return lambda: source.randrange(vocabulary // 10, vocabulary * 9 // 10)
 
 
 def make_advantages(case: Case) -> list[float]:
@@ -41,14 +46,26 @@ def make_advantages(case: Case) -> list[float]:
 
 
 def peak_mb() -> float:
-    """Largest resident memory of this process so far, in 10^6 bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+    """Largest resident memory of this process, in 10^6 bytes: on Linux since the last reset, elsewhere ever."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # bytes on a Mac
+    line = next(line for line in status.read_text(encoding="ascii").splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024 / 1e6
+
+
+def reset_peak() -> None:
+    """Start a new maximum, where the system can do that."""
+    clear = Path("/proc/self/clear_refs")
+    if clear.exists():
+        clear.write_text("5", encoding="ascii")
 
 
 def serve(run: Callable[[Case], None]) -> None:
-    """Runs the cases that come in and answers each with its seconds and the memory so far."""
+    """Runs the cases that come in and answers each with its seconds and the memory that it took."""
     print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:
+        reset_peak()
         began = time.perf_counter()
         run(json.loads(line))
         print(json.dumps({"seconds": time.perf_counter() - began, "peak_mb": peak_mb()}), flush=True)

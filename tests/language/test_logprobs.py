@@ -10,9 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from zerozoo.language import heads, packing
 from zerozoo.language import logprobs as module
 from zerozoo.language.families import SUPPORTED, tiny_model
-from zerozoo.language.heads import decoder_hidden, head_logits
+from zerozoo.language.heads import decoder_hidden
 from zerozoo.language.logprobs import Sequences, TokenScores, response_scores, split_by_tokens
 from zerozoo.language.models import LanguageModel
 
@@ -75,11 +76,14 @@ def test_every_token_is_scored_by_the_row_of_the_token_before_it(table_model: Ca
 
 
 @pytest.mark.parametrize("family", SUPPORTED)
-def test_layout_and_chunks_change_neither_values_nor_gradients(family: str) -> None:
+def test_layout_and_chunks_change_neither_values_nor_gradients(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Padded, packed and one row at a time, any chunk: as transformers' own forward of each row alone.
 
-    1e-12 in float64; Gemma's layers compute in float32 inside, and its attention cannot do float64 with a window.
+    1e-12 in float64; Gemma's layers compute in float32 inside, and its attention cannot do float64 with a window. The
+    norms work in float32 inside, and ours have a backward pass of their own that rounds in another order: here they
+    are those of transformers, so that all else can be compared to 1e-12.
     """
+    monkeypatch.setattr(packing, "_norm", lambda hidden, norm: norm(hidden))
     exact = not family.startswith("gemma")
     policy = tiny_model(family, dtype="float64" if exact else "float32", **WINDOWS[family])
     tolerance = 1e-12 if exact else 1e-5
@@ -166,22 +170,61 @@ def test_the_entropy_has_a_gradient_only_when_asked_for() -> None:
         assert not response_scores(policy.model, some_rows(), entropy_gradient=True).entropy.requires_grad
 
 
-def test_logits_exist_for_one_chunk_of_response_tokens_only(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("family", "place", "name"), [("llama", heads, "_logits"), ("gemma2", module, "head_logits")])
+def test_logits_exist_for_one_chunk_of_response_tokens_only(
+    family: str, place: Any, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Memory: no logits of prompt positions, none of more than a chunk at a time."""
-    policy = tiny_model("llama")
-    sizes: list[int] = []
+    policy = tiny_model(family)
+    tables: list[torch.Tensor] = []
+    original = getattr(place, name)
 
-    def watched(model: torch.nn.Module, hidden: torch.Tensor) -> torch.Tensor:
-        sizes.append(len(hidden))
-        return head_logits(model, hidden)
+    def watched(*arguments: Any) -> torch.Tensor:
+        tables.append(original(*arguments))
+        return tables[-1]
 
-    monkeypatch.setattr(module, "head_logits", watched)
+    def sizes() -> list[int]:
+        return [len(table) for table in tables]
+
+    monkeypatch.setattr(place, name, watched)
     with torch.no_grad():
         response_scores(policy.model, some_rows(), chunk=8)
-    assert sizes == [8, 8, 6]  # 22 response tokens
-    sizes.clear()
+    assert sizes() == [8, 8, 6]  # 22 response tokens
+    tables.clear()
     response_scores(policy.model, some_rows(), chunk=8).logprobs.sum().backward()
-    assert sorted(sizes) == [6, 6, 8, 8, 8, 8]  # made a second time for the backward pass, not kept
+    assert sorted(sizes()) == [6, 6, 8, 8, 8, 8]  # made a second time for the backward pass, not kept
+    tables.clear()
+    response_scores(policy.model, some_rows(), chunk=22).logprobs.sum().backward()
+    assert sizes() == [22]  # all of them are one chunk: kept
+
+
+@pytest.mark.parametrize("keep", [True, False])
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_scores_of_the_head_and_their_gradients(temperature: float, keep: bool) -> None:
+    """Against autograd of the definition, in float64; a token without probability has entropy 0 and no NaN."""
+    model: Any = tiny_model("llama", dtype="float64", tied=False).model
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn((7, 32), generator=generator, dtype=torch.float64)
+    hidden[-1] *= 1e4
+    targets = torch.randint(100, (7,), generator=generator)
+    weights = torch.randn(7, generator=generator, dtype=torch.float64)
+
+    def gradients(of: Callable[..., torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        inputs = hidden.clone().requires_grad_()
+        values = of(inputs)
+        grads = torch.autograd.grad((weights * values).sum(), [inputs, model.lm_head.weight])
+        return values.detach(), *grads
+
+    def defined(inputs: torch.Tensor) -> torch.Tensor:
+        return (model.lm_head(inputs) / temperature).log_softmax(-1).gather(-1, targets[:, None])[:, 0]
+
+    found = gradients(lambda inputs: heads.head_scores(model, inputs, targets, temperature, keep)[0])
+    for ours, theirs in zip(found, gradients(defined), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-9)
+    entropy = heads.head_scores(model, hidden, targets, temperature, keep)[1]
+    table = torch.distributions.Categorical(logits=model.lm_head(hidden).detach() / temperature)
+    torch.testing.assert_close(entropy, table.entropy(), rtol=1e-10, atol=1e-10)
+    assert not entropy.requires_grad
 
 
 @pytest.mark.parametrize(("prompts", "responses"), [([[]], [[1]]), ([[1]], [[]])])

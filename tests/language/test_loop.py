@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from zerozoo.language.algorithm import ADVANTAGES, DIVERGENCES, Algorithm, KLPenalty
+from zerozoo.language.credit import Credit
 from zerozoo.language.evaluation import evaluate_tasks, verdict_shares
 from zerozoo.language.families import tiny_model
 from zerozoo.language.models import LanguageModel
@@ -105,6 +106,8 @@ def make_loop(
     seed: int = 0,
     vocabulary: str | None = None,
     learner_temperature: float = 1.0,
+    credit: Credit | None = None,
+    extra_reward: Callable[[Rollouts], torch.Tensor] | None = None,
     **settings: Any,
 ) -> ZeroRL:
     policy = tiny_model("llama", hidden=16, heads=2, kv_heads=1, vocabulary=vocabulary)
@@ -124,6 +127,8 @@ def make_loop(
         settings=LoopSettings(**{"steps": 2, "prompts_per_step": 3, "samples_per_prompt": 4, **settings}),
         run=Run(directory, seed),
         reference=reference,
+        credit=credit,
+        extra_reward=extra_reward,
     )
 
 

@@ -10,10 +10,12 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from zerozoo.language.decoder import OwnDecoder
 from zerozoo.language.families import SUPPORTED, WITH_SLIDING_WINDOW, tiny_model
 from zerozoo.language.logprobs import Sequences, response_scores
 from zerozoo.language.models import LanguageModel, wrap_model
 from zerozoo.language.samplers import native
+from zerozoo.language.samplers.decoders import TransformersDecoder
 from zerozoo.language.samplers.interface import Decoding, Sampler, Samples, cut_at_stop, join_samples, pad_rows
 from zerozoo.language.samplers.native import NativeSampler
 from zerozoo.language.samplers.reference import TransformersSampler
@@ -130,48 +132,101 @@ def test_nucleus_sampling_records_the_logprob_before_the_cut(make: MakeSampler) 
             assert bool(((table * (table > chosen)).sum(-1) < 0.5).all())
 
 
-# --- waves, compaction, random numbers
+# --- refilling, compaction, random numbers
 
 
 @pytest.mark.parametrize("variant", ["llama", "gemma2", "qwen2 window"])
-def test_waves_and_compaction_change_no_token(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refilling_and_compaction_change_no_token(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
     policy = tiny_model(**VARIANTS[variant])
     prompts = encoded(policy, *PROMPTS, "5 + 5 =", "b")
     # Many ends, so that rows finish at all times; about one token in six is one of them.
     decoding = Decoding(24, stop_ids=tuple(range(10, 26)))
 
-    def sample(max_rows: int, drop_below: float) -> Samples:
+    def sample(max_rows: int, drop_below: float, look_every: int = 1) -> Samples:
         monkeypatch.setattr(native, "DROP_FINISHED_BELOW", drop_below)
+        monkeypatch.setitem(native.LOOK_EVERY, "cpu", look_every)
         return NativeSampler(policy, max_rows).sample(prompts, 3, decoding, generator(5))
 
-    expected = sample(256, 0.0)  # one wave, finished rows stay to the end
+    expected = sample(256, 0.0)  # all at once, finished rows stay to the end
     assert len(set(expected.lengths.tolist())) > 4
-    for max_rows, drop_below in ((256, 0.75), (256, 1.0), (1, 0.75), (4, 1.0), (7, 0.75), (15, 0.5)):
-        samples = sample(max_rows, drop_below)
-        assert torch.equal(samples.tokens, expected.tokens)
-        assert torch.equal(samples.lengths, expected.lengths)
-        assert torch.equal(samples.stopped, expected.stopped)
-        assert torch.equal(samples.groups, expected.groups)
-        assert samples.texts == expected.texts
-        assert distance(samples.logprobs, expected.logprobs) < 1e-5
+    settings = ((256, 0.75), (256, 1.0), (1, 0.75), (4, 1.0), (7, 0.75), (15, 0.5), (6, 0.9, 5), (256, 0.75, 8), (6, 0))
+    for setting in settings:
+        same(sample(*setting), expected)
+
+
+def same(samples: Samples, expected: Samples) -> None:
+    assert torch.equal(samples.tokens, expected.tokens)
+    assert torch.equal(samples.lengths, expected.lengths)
+    assert torch.equal(samples.stopped, expected.stopped)
+    assert torch.equal(samples.groups, expected.groups)
+    assert samples.texts == expected.texts
+    assert distance(samples.logprobs, expected.logprobs) < 1e-5
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma"])
+@pytest.mark.parametrize("stops", [("x", "7"), ("ab", "b", "1", "zz", "Q!")])
+def test_stop_strings_are_found_however_seldom_one_looks(
+    family: str, stops: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a device that computes ahead, what a row draws behind its end must neither stay nor end it anew."""
+    policy = tiny_model(family)
+    prompts = encoded(policy, *PROMPTS, "5 + 5 =", "b")
+    decoding = Decoding(40, stop_ids=(30,), stop_strings=stops)
+    results = []
+    for look_every, max_rows in ((1, 256), (3, 256), (8, 6), (64, 256), (64, 3)):
+        monkeypatch.setitem(native.LOOK_EVERY, "cpu", look_every)
+        results.append(NativeSampler(policy, max_rows).sample(prompts, 3, decoding, generator(5)))
+    assert len(set(results[0].lengths.tolist())) > 4
+    assert len(set(results[0].stopped.tolist())) == 2
+    for result in results[1:]:
+        same(result, results[0])
+
+
+def batch_sizes(monkeypatch: pytest.MonkeyPatch, decoder: Any) -> list[int]:
+    """Rows of every step that a decoder makes from now on."""
+    sizes: list[int] = []
+    advance = decoder.advance
+
+    def watched(self: Any, tokens: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(tokens))
+        return advance(self, tokens)
+
+    monkeypatch.setattr(decoder, "advance", watched)
+    return sizes
 
 
 def test_finished_rows_leave_the_batch_and_waves_bound_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    policy = tiny_model("llama")
-    sizes: list[int] = []
-    forward = native.decoder_hidden
-
-    def watched(model: Any, ids: torch.Tensor, *rest: Any) -> torch.Tensor:
-        sizes.append(len(ids))
-        return forward(model, ids, *rest)
-
-    monkeypatch.setattr(native, "decoder_hidden", watched)
+    policy = tiny_model("gemma")  # a model for which transformers runs
+    sizes = batch_sizes(monkeypatch, TransformersDecoder)
     decoding = Decoding(30, stop_ids=tuple(range(10, 22)))
     NativeSampler(policy, 8).sample(encoded(policy), 4, decoding, generator())
-    assert 4 < max(sizes) <= 8  # at most two groups of four; a prompt itself runs once for its group
-    assert sizes[0] == 2
-    assert min(sizes[1:]) < 4
+    assert 4 < max(sizes) <= 8  # at most two groups of four
+    assert min(sizes) < 4
     assert len(sizes) < 2 * 30
+
+
+def test_new_prompts_take_the_places_of_finished_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = tiny_model("llama")
+    sizes = batch_sizes(monkeypatch, OwnDecoder)
+    prompts = encoded(policy, *[f"{number} + {number} =" for number in range(30)])
+    decoding = Decoding(30, stop_ids=tuple(range(10, 22)))
+    samples = NativeSampler(policy, 12).sample(prompts, 2, decoding, generator())
+    drawn_behind_ends = samples.drawn - int(samples.lengths.sum())
+    assert sum(sizes) + 60 == samples.drawn  # the first token of each of the 60 rows comes from its prompt
+    busy = next(index for index in range(len(sizes)) if sizes[index] < 12)
+    assert set(sizes[:busy]) == {12}
+    assert sum(sizes[busy:]) < 0.3 * sum(sizes)  # the batch is full until there is no prompt left
+    assert drawn_behind_ends < 0.35 * samples.drawn
+    assert sizes[busy:] == sorted(sizes[busy:], reverse=True)
+
+
+def test_the_first_token_may_be_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Groups that end with the token drawn from their prompt make place at once."""
+    policy = tiny_model("llama")
+    sizes = batch_sizes(monkeypatch, OwnDecoder)
+    prompts = encoded(policy, *[f"{number} + {number} =" for number in range(9)])
+    samples = NativeSampler(policy, 4).sample(prompts, 2, Decoding(1), generator())
+    assert (samples.lengths.tolist(), samples.drawn, sizes) == ([1] * 18, 18, [])
 
 
 @pytest.mark.parametrize("make", SAMPLERS)

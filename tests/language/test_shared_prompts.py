@@ -8,7 +8,7 @@ import torch
 from zerozoo.language.families import tiny_model
 from zerozoo.language.logprobs import Sequences, response_scores
 from zerozoo.language.models import SUPPORTED, LanguageModel
-from zerozoo.language.shared_prompts import LONGEST_ROW, can_share, shared_hidden
+from zerozoo.language.shared_prompts import LONGEST_ROW, can_share
 
 # Two groups whose rows are mixed, prompts and responses of different lengths, one response of a single token.
 ROWS = Sequences(
@@ -39,11 +39,11 @@ def test_values_and_gradients_are_those_of_rows_alone(family: str) -> None:
 
 
 def test_each_prompt_runs_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    policy = tiny_model("llama")
+    policy = tiny_model("gemma")  # a model for which transformers runs
     seen: list[torch.Tensor] = []
     forward = policy.model.model.forward
     monkeypatch.setattr(policy.model.model, "forward", lambda *a, **k: seen.append(k["input_ids"]) or forward(*a, **k))
-    shared_hidden(policy.model, ROWS.prompts, ROWS.responses, torch.device("cpu"))
+    response_scores(policy.model, ROWS, shared=True)
     # 3 + 2 + 0 + 3 tokens of the first group, 2 + 4 + 1 of the second and one of padding.
     assert [ids.tolist() for ids in seen] == [[[5, 6, 7, 4, 9, 4, 9, 8], [8, 9, 7, 5, 5, 8, 5, 0]]]
 

@@ -13,7 +13,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from zerozoo.language import update as update_module
 from zerozoo.language.algorithm import Algorithm
 from zerozoo.language.build import make_reference, make_sampler, make_update_settings
 from zerozoo.language.device import choose_machine
@@ -27,6 +26,7 @@ from zerozoo.language.samplers.draw import draw
 from zerozoo.language.samplers.interface import Decoding
 from zerozoo.language.samplers.native import NativeSampler
 from zerozoo.language.samplers.reference import TransformersSampler
+from zerozoo.language.update import Updater
 from zerozoo.losses.weights import truncated_importance_weight
 from zerozoo.recipes.reasoning.simplerl_zoo import Config
 from zerozoo.runs.errors import UserError
@@ -51,14 +51,24 @@ def learner(policy: LanguageModel, rows: Sequences, temperature: float = 1.0) ->
 def ratios(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[Tensor, Tensor]]]:
     """(new, old) log-probs of every call of the policy loss inside the update."""
     seen: list[tuple[Tensor, Tensor]] = []
-    surrogate = update_module.clipped_surrogate
+    loss = Updater._loss
 
-    def watched(logprobs: Tensor, old: Tensor, *rest: Any) -> Tensor:
-        seen.append((logprobs.detach().clone(), old.detach().clone()))
-        return surrogate(logprobs, old, *rest)
+    def watched(updater: Updater, *arguments: Any) -> Tensor:
+        policy_loss = updater.algorithm.policy_loss
+
+        def tokens(logprobs: Tensor, old: Tensor, *rest: Any) -> Tensor:
+            seen.append((logprobs.detach().clone(), old.detach().clone()))
+            return policy_loss.tokens(logprobs, old, *rest)
+
+        updater.algorithm = dataclasses.replace(
+            updater.algorithm, policy_loss=dataclasses.replace(policy_loss, tokens=tokens)
+        )
+        result = loss(updater, *arguments)
+        updater.algorithm = dataclasses.replace(updater.algorithm, policy_loss=policy_loss)
+        return result
 
     with monkeypatch.context() as patch:
-        patch.setattr(update_module, "clipped_surrogate", watched)
+        patch.setattr(Updater, "_loss", watched)
         yield seen
 
 

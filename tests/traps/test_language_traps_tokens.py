@@ -18,7 +18,7 @@ from zerozoo.language.families import seeded_model, tiny_model
 from zerozoo.language.logprobs import Sequences, response_scores
 from zerozoo.language.models import LanguageModel, padding_id, wrap_model
 from zerozoo.language.rollouts import Rollouts
-from zerozoo.language.samplers import native
+from zerozoo.language.samplers import decoders
 from zerozoo.language.samplers.interface import Decoding, pad_rows
 from zerozoo.rewards.verifier import Verdict, Verification
 from zerozoo.tasks.task import Task
@@ -88,13 +88,13 @@ def test_trap_02_positions_start_behind_the_padding(drawn: Make, alone: Make, mo
 
     policy.model.model.register_forward_pre_hook(add_positions, with_kwargs=True)
     seen: list[tuple[torch.Tensor, torch.Tensor]] = []
-    forward = native.decoder_hidden
+    forward = decoders.decoder_hidden
 
     def watched(model: Any, ids: Any, mask: torch.Tensor, positions: torch.Tensor, cache: Any) -> torch.Tensor:
         seen.append((mask.clone(), positions.clone()))
         return forward(model, ids, mask, positions, cache)
 
-    monkeypatch.setattr(native, "decoder_hidden", watched)
+    monkeypatch.setattr(decoders, "decoder_hidden", watched)
     rows, recorded, _ = drawn(policy, PROMPTS, Decoding(6))
     expected = alone(policy, rows)
     assert distance(recorded, expected) < 1e-5

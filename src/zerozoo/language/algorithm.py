@@ -10,18 +10,30 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from zerozoo.language.selection import Selection
 from zerozoo.losses.advantages import group_centred, group_normalised, leave_one_out
 from zerozoo.losses.aggregation import AGGREGATIONS
 from zerozoo.losses.divergences import k1, k2, k3
+from zerozoo.losses.policy import clipped_surrogate, clipped_tokens
+from zerozoo.losses.sequence_policy import (
+    batch_scaled,
+    cispo,
+    cispo_clipped_tokens,
+    gspo_clipped_tokens,
+    gspo_surrogate,
+)
 from zerozoo.runs.errors import UserError
 
 Advantage = Callable[[Tensor, Tensor], Tensor]
 Divergence = Callable[[Tensor, Tensor], Tensor]
+TokenFunction = Callable[[Tensor, Tensor, Tensor, Tensor, float, float], Tensor]
 
+# Each compares the responses of a group with one another.
 ADVANTAGES: Mapping[str, Advantage] = {
     "group-normalised": group_normalised,
     "group-centred": group_centred,
     "leave-one-out": leave_one_out,
+    "batch-scaled": batch_scaled,
 }
 DIVERGENCES: Mapping[str, Divergence] = {"k1": k1, "k2": k2, "k3": k3}
 KL_PLACES = ("loss", "reward")
@@ -37,13 +49,47 @@ class Clip:
 
 
 @dataclass(frozen=True)
+class PolicyLoss:
+    """What is minimised at each token of the responses.
+
+    Both functions take (logprobs, old_logprobs, advantages, each (M,); lengths (N,); clip_low, clip_high) and give
+    (M,): the tokens of N whole rows behind one another, which is what a ratio of whole responses needs.
+
+    Attributes:
+        tokens: the loss, with a gradient through `logprobs` only.
+        clipped: True where the clip is active, for the metric `policy/clip_fraction`.
+    """
+
+    tokens: TokenFunction
+    clipped: TokenFunction
+
+
+def _by_token(function: Callable[[Tensor, Tensor, Tensor, float, float], Tensor]) -> TokenFunction:
+    """A function of single tokens, which need not know to which row they belong."""
+
+    def ignoring_rows(
+        logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, lengths: Tensor, low: float, high: float
+    ) -> Tensor:
+        return function(logprobs, old_logprobs, advantages, low, high)
+
+    return ignoring_rows
+
+
+# PPO and GRPO clip the ratio of each token, GSPO that of each response, CISPO the weight of a token, not its gradient.
+TOKEN_RATIO = PolicyLoss(_by_token(clipped_surrogate), _by_token(clipped_tokens))
+SEQUENCE_RATIO = PolicyLoss(gspo_surrogate, gspo_clipped_tokens)
+CLIPPED_WEIGHT = PolicyLoss(_by_token(cispo), _by_token(cispo_clipped_tokens))
+
+
+@dataclass(frozen=True)
 class KLPenalty:
     """Penalty for leaving the reference model.
 
     Attributes:
         coefficient: weight; 0 needs no reference model at all.
         estimator: per-token divergence (log-probs, reference log-probs) -> the same shape.
-        place: "loss" adds it to the loss of each token; "reward" takes its sum from the reward of the response.
+        place: "loss" adds it to the loss of each token; "reward" takes it from the reward: its sum from that of the
+            response, or each token's own where credit is given by token.
     """
 
     coefficient: float = 0.0
@@ -64,8 +110,8 @@ class Algorithm:
     """GRPO as SimpleRL-Zoo writes it (arXiv 2503.18892, section 2), unless fields say otherwise.
 
     Attributes:
-        advantage: (rewards (N,), groups (N,)) -> (N,).
-        clip: range of the PPO ratio.
+        advantage: (rewards (N,), groups (N,)) -> (N,); a loop that is given another `Credit` does without it.
+        clip: range of the ratio.
         aggregation: how token losses become one number, see `losses.aggregation.token_weights`.
         length_constant: tokens that the "constant" aggregation divides by, the longest allowed response; a fixed
             number, because the padded length changes from batch to batch (trap 22).
@@ -78,6 +124,8 @@ class Algorithm:
             loss gives those groups a gradient.
         refill_rounds: most extra rounds of sampling in which groups of equal rewards are replaced by fresh tasks
             (dynamic sampling of DAPO); 0 is off, as in the paper.
+        policy_loss: what is minimised at each token: `TOKEN_RATIO`, `SEQUENCE_RATIO`, `CLIPPED_WEIGHT`, or your own.
+        selection: which rows are trained on; None: all.
     """
 
     advantage: Advantage = group_normalised
@@ -89,6 +137,8 @@ class Algorithm:
     overlong: str = "keep"
     skip_uninformative: bool = True
     refill_rounds: int = 0
+    policy_loss: PolicyLoss = TOKEN_RATIO
+    selection: Selection | None = None
 
     def __post_init__(self) -> None:
         choose("aggregation", self.aggregation, AGGREGATIONS)

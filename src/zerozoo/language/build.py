@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from zerozoo.language.algorithm import (
     KLPenalty,
     choose,
 )
+from zerozoo.language.critic import Critic, CriticSettings, ValueModel
 from zerozoo.language.device import Machine
 from zerozoo.language.lora import add_lora, merge_lora
 from zerozoo.language.models import LanguageModel, as_dtype, load_model, save_model
@@ -65,23 +67,33 @@ def check_numbers(config: Any) -> None:
 
 
 def make_algorithm(config: Any) -> Algorithm:
-    """The objective a config names. Raises UserError for unknown names and choices that exclude each other."""
+    """The objective that a config with group advantages names.
+
+    Raises UserError for unknown names and choices that exclude each other.
+    """
     choose("advantage", config.advantage, ADVANTAGES)
-    choose("KL estimator", config.kl_estimator, DIVERGENCES)
     if config.samples_per_prompt < 2:
         raise UserError(
             f"samples_per_prompt is {config.samples_per_prompt}, but the advantage {config.advantage!r} compares the"
             " responses of a group with one another: take at least 2."
         )
+    return replace(
+        make_objective(config), advantage=ADVANTAGES[config.advantage], skip_uninformative=config.skip_uninformative
+    )
+
+
+def make_objective(config: Any) -> Algorithm:
+    """The objective but for the advantage, for recipes that give credit in another way; errors as `make_algorithm`."""
+    choose("KL estimator", config.kl_estimator, DIVERGENCES)
+    if config.samples_per_prompt < 1:
+        raise UserError(f"samples_per_prompt is {config.samples_per_prompt}, but must be at least 1.")
     return Algorithm(
-        advantage=ADVANTAGES[config.advantage],
         clip=Clip(config.clip_low, config.clip_high),
         aggregation=config.aggregation,
         length_constant=float(config.max_new_tokens) if config.aggregation == "constant" else None,
         kl=KLPenalty(config.kl_coefficient, DIVERGENCES[config.kl_estimator], config.kl_place),
         entropy_coefficient=config.entropy_coefficient,
         overlong=config.overlong,
-        skip_uninformative=config.skip_uninformative,
         refill_rounds=config.refill_rounds,
     )
 
@@ -156,6 +168,51 @@ def save_policy(policy: LanguageModel, run: Run) -> None:
     merge_lora(policy)
     if run.writes:
         save_model(policy, run.path("model"))
+
+
+def make_critic_settings(config: Any) -> CriticSettings:
+    """How the critic of a config learns; 0 in `value_clip` is no clip. Raises UserError for numbers of no use."""
+    if not config.value_clip >= 0:
+        raise UserError(f"value_clip is {config.value_clip}, but must not be negative.")
+    if not config.critic_learning_rate >= 0:
+        raise UserError(f"critic_learning_rate is {config.critic_learning_rate}, but must not be negative.")
+    return CriticSettings(
+        gamma=config.gamma,
+        lam=config.lam,
+        length_alpha=config.length_alpha,
+        critic_lam=config.critic_lam,
+        bootstrap=config.bootstrap,
+        whiten=config.whiten,
+        value_clip=config.value_clip or None,
+        updates_per_step=config.critic_updates,
+        epochs=config.epochs,
+        share_prompts=config.share_prompts,
+        max_gradient_norm=config.max_gradient_norm,
+    )
+
+
+def open_critic(
+    config: Any, settings: CriticSettings, policy: LanguageModel, machine: Machine, ranks: Ranks = ALONE
+) -> Critic:
+    """A critic from the checkpoint `config.critic`, or the policy's where that is "", with an optimiser of its own.
+
+    All its weights are trained, also where the policy has adapters. Raises UserError for a checkpoint that splits text
+    into other tokens than the policy.
+    """
+    model = load_model(config.critic or config.model, dtype="float32", device=machine.device)
+    if model.tokenizer.get_vocab() != policy.tokenizer.get_vocab():
+        raise UserError(
+            f"The critic {config.critic} splits text into other tokens than {config.model}: take a checkpoint of the"
+            " same family."
+        )
+    model.autocast = as_dtype(machine.autocast) if machine.autocast else None
+    if config.gradient_checkpointing:
+        model.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    values = ValueModel(model)
+    optimizer = torch.optim.AdamW(
+        values.parameters(), lr=config.critic_learning_rate, weight_decay=config.weight_decay, fused=True
+    )
+    return Critic(values, optimizer, replace(settings, tokens_per_microbatch=machine.tokens_per_microbatch), ranks)
 
 
 def make_reference(policy: LanguageModel, updater: Updater) -> Callable[[Rollouts], Tensor]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 
 def causal_model(model: nn.Module) -> Any:
@@ -51,3 +52,86 @@ def head_logits(model: nn.Module, hidden: Tensor) -> Tensor:
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     cap = getattr(causal.config.get_text_config(), "final_logit_softcapping", None)
     return logits if cap is None else cap * (logits / cap).tanh()
+
+
+def has_plain_head(model: nn.Module) -> bool:
+    """Whether logits are one matrix product and nothing else, so that `head_scores` can stand for the head."""
+    causal = causal_model(model)
+    head = causal.lm_head
+    hooks = head._forward_hooks or head._forward_pre_hooks
+    cap = getattr(causal.config.get_text_config(), "final_logit_softcapping", None)
+    return isinstance(head, nn.Linear) and head.bias is None and not hooks and cap is None
+
+
+def head_scores(
+    model: nn.Module, hidden: Tensor, targets: Tensor, temperature: float, keep: bool
+) -> tuple[Tensor, Tensor]:
+    """Log-probs of target tokens and entropies, with one table of logits in memory.
+
+    Args:
+        hidden: (M, H) states that predict the targets.
+        targets: (M,) token ids.
+        temperature: above 0; logits are divided by it.
+        keep: keep the table of probabilities for the backward pass, or compute it again.
+
+    Returns:
+        (M,) log-probs, float32 at least, and (M,) entropies in nats, which have no gradient.
+    """
+    weight = causal_model(model).lm_head.weight
+    device = weight.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+    result: tuple[Tensor, Tensor] = _HeadScores.apply(hidden, weight, targets, temperature, keep, dtype)
+    return result
+
+
+class _HeadScores(torch.autograd.Function):
+    """With p the softmax of the logits W h / t and y the target: d log p_y / d (W h) = (e_y - p) / t."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        temperature: float,
+        keep: bool,
+        dtype: torch.dtype,
+    ) -> tuple[Tensor, Tensor]:
+        logits = _logits(hidden, weight, temperature, dtype)
+        table = logits.log_softmax(-1)
+        logprobs = table.gather(-1, targets[:, None])[:, 0]
+        probabilities = torch.exp(table, out=logits)
+        # Where a probability is 0 its logarithm may be minus infinity.
+        entropy = -torch.einsum("mv,mv->m", probabilities, table.clamp_(min=torch.finfo(table.dtype).min))
+        ctx.save_for_backward(hidden, weight, targets, *([probabilities] if keep else []))
+        ctx.temperature, ctx.dtype = temperature, dtype
+        ctx.mark_non_differentiable(entropy)
+        return logprobs, entropy
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight, targets, *kept = ctx.saved_tensors
+        outer = gradients[0] / ctx.temperature
+        if kept:
+            table = kept[0] * -outer[:, None]
+        else:
+            logits = _logits(hidden, weight, ctx.temperature, ctx.dtype)
+            table = torch.softmax(logits, -1).mul_(-outer[:, None])
+        table.scatter_add_(1, targets[:, None], outer[:, None])
+        table = table.to(ctx.dtype)
+        needs_hidden, needs_weight, *_ = ctx.needs_input_grad
+        return (
+            (table @ weight.to(ctx.dtype)).to(hidden.dtype) if needs_hidden else None,
+            (table.t() @ hidden.to(ctx.dtype)).to(weight.dtype) if needs_weight else None,
+            None,
+            None,
+            None,
+            None,
+        )
+
+
+def _logits(hidden: Tensor, weight: Tensor, temperature: float, dtype: torch.dtype) -> Tensor:
+    """(M, V), float32 at least, a table of our own to write into."""
+    logits = functional.linear(hidden.to(dtype), weight.to(dtype))
+    logits = logits.to(torch.promote_types(dtype, torch.float32))
+    return logits if temperature == 1 else logits.div_(temperature)

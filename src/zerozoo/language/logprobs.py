@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from zerozoo.language.heads import decoder_hidden, head_logits
+from zerozoo.language.decoder import can_pack
+from zerozoo.language.heads import decoder_hidden, has_plain_head, head_logits, head_scores
+from zerozoo.language.packing import pack, packed_hidden
 from zerozoo.language.shared_prompts import shared_hidden
 
 CHUNK = 512  # response tokens whose logits exist at one time
@@ -64,17 +66,25 @@ def response_scores(
 
     Args:
         temperature: the sampling temperature; logits are divided by it (trap 10). 0 (greedy) counts as 1.
-        packed: rows behind one another without padding, in place of one row each padded on the right.
+        packed: rows behind one another without padding, in place of one row each padded on the right. Models that
+            `decoder.can_pack` takes are never padded.
         shared: equal prompts once, their responses behind them (`shared_prompts.can_share` says when that is right).
         chunk: response tokens per slice of the vocabulary head; it changes memory, not the numbers.
         entropy_gradient: whether the entropy may be differentiated.
     """
     device = next(model.parameters()).device
-    if shared:
+    if can_pack(model):
+        hidden = packed_hidden(model, pack(sequences.prompts, sequences.responses, shared).to(device))  # (M, H)
+    elif shared:
         hidden = shared_hidden(model, sequences.prompts, sequences.responses, device)  # (M, H)
     else:
         hidden = (_packed if packed else _padded)(model, sequences, device)  # (M, H)
     targets = torch.tensor([token for row in sequences.responses for token in row], device=device)
+
+    if not entropy_gradient and has_plain_head(model):
+        pieces = zip(hidden.split(chunk), targets.split(chunk), strict=True)
+        keep = len(targets) <= chunk
+        return TokenScores(*_joined(head_scores(model, *piece, temperature or 1.0, keep) for piece in pieces))
 
     def score(states: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         return _score(model, states, tokens, temperature or 1.0, entropy_gradient)
@@ -86,8 +96,12 @@ def response_scores(
             parts.append(checkpoint(score, *part, use_reentrant=False))
         else:
             parts.append(score(*part))
+    return TokenScores(*_joined(parts))
+
+
+def _joined(parts: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     logprobs, entropy = zip(*parts, strict=True)
-    return TokenScores(torch.cat(logprobs), torch.cat(entropy))
+    return torch.cat(logprobs), torch.cat(entropy)
 
 
 def _score(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
@@ -25,9 +25,12 @@ class Rollouts:
         prompts: token ids of each group's prompt, as the sampler got them.
         samples: what the sampler drew; its token ids are never made anew from text (trap 7).
         verifications: N verdicts of the verifier.
-        rewards: (N,) float32.
-        advantages: (N,) float32, zero until credit is given.
-        trained: (N,) bool, rows that enter the loss; False for truncated rows that are masked.
+        rewards: (N,) float32, of whole responses.
+        advantages: (N,) float32, or (N, T) where tokens have their own, zero where padded. Zero until credit is given.
+        trained: (N,) bool, rows that enter the loss; False for truncated rows that are masked. Or (N, T) bool, tokens
+            that do; False for those that an environment wrote into the response.
+        token_rewards: (N, T) float32 rewards of single tokens besides `rewards`, as those of steps, zero where padded;
+            None where there are none.
     """
 
     tasks: list[Task]
@@ -37,6 +40,7 @@ class Rollouts:
     rewards: Tensor
     advantages: Tensor = field(default_factory=lambda: torch.empty(0))
     trained: Tensor = field(default_factory=lambda: torch.empty(0))
+    token_rewards: Tensor | None = None
 
     def __post_init__(self) -> None:
         if not len(self.advantages):
@@ -67,27 +71,53 @@ class Rollouts:
         lengths = self.samples.lengths[picked]
         return values[picked][torch.arange(values.shape[1]) < lengths[:, None]]
 
-    def take_groups(self, groups: Sequence[int]) -> Rollouts:
-        """Only the given groups, numbered anew from 0 in the order given."""
-        per_group = len(self) // len(self.tasks)
-        rows = torch.cat([(self.groups == group).nonzero()[:, 0] for group in groups])
+    def written(self) -> Tensor:
+        """(N, T) bool: the tokens of each response, False where padded."""
+        return torch.arange(self.samples.tokens.shape[1]) < self.samples.lengths[:, None]
+
+    def own_tokens(self) -> Tensor:
+        """(N, T) bool: those that the policy wrote, all of them where `trained` says nothing about tokens."""
+        return self.written() if self.trained.ndim == 1 else self.written() & self.trained
+
+    def flat_advantages(self) -> Tensor:
+        """(M,) advantages of all tokens behind one another; (N,) of the rows where tokens have none of their own."""
+        return self.advantages if self.advantages.ndim == 1 else self.advantages[self.written()]
+
+    def with_row_advantages(self) -> Rollouts:
+        """The same with one advantage a row, the mean over its tokens: what a log has room for."""
+        if self.advantages.ndim == 1:
+            return self
+        return replace(self, advantages=self.advantages.sum(1) / self.samples.lengths)
+
+    def take_rows(self, rows: Tensor) -> Rollouts:
+        """Only the given rows, (n,) int64; the groups keep their numbers, their tasks and their prompts."""
         picked = rows.tolist()
         return Rollouts(
-            tasks=[self.tasks[group] for group in groups],
-            prompts=[self.prompts[group] for group in groups],
+            tasks=self.tasks,
+            prompts=self.prompts,
             samples=Samples(
                 tokens=self.samples.tokens[rows],
                 lengths=self.samples.lengths[rows],
                 logprobs=self.samples.logprobs[rows],
                 stopped=self.samples.stopped[rows],
-                groups=torch.arange(len(groups)).repeat_interleave(per_group),
+                groups=self.groups[rows],
                 texts=[self.samples.texts[row] for row in picked],
             ),
             verifications=[self.verifications[row] for row in picked],
             rewards=self.rewards[rows],
             advantages=self.advantages[rows],
             trained=self.trained[rows],
+            token_rewards=None if self.token_rewards is None else self.token_rewards[rows],
         )
+
+    def take_groups(self, groups: Sequence[int]) -> Rollouts:
+        """Only the given groups, numbered anew from 0 in the order given."""
+        per_group = len(self) // len(self.tasks)
+        taken = self.take_rows(torch.cat([(self.groups == group).nonzero()[:, 0] for group in groups]))
+        taken.tasks = [self.tasks[group] for group in groups]
+        taken.prompts = [self.prompts[group] for group in groups]
+        taken.samples.groups = torch.arange(len(groups)).repeat_interleave(per_group)
+        return taken
 
     def rows_for_log(
         self, step: int, most: int | None = None, spell: Callable[[int], str] | None = None
@@ -136,9 +166,14 @@ def verify_samples(tasks: Sequence[Task], samples: Samples, verifier: Verifier) 
 
 
 def join_rollouts(parts: Sequence[Rollouts], pad_id: int) -> Rollouts:
-    """Several rollouts as one, groups numbered on."""
+    """Several rollouts as one, groups numbered on. Their tokens have neither rewards nor advantages of their own yet.
+
+    Raises ValueError when they have: the parts may differ in width.
+    """
     if len(parts) == 1:
         return parts[0]
+    if any(part.token_rewards is not None or part.advantages.ndim > 1 or part.trained.ndim > 1 for part in parts):
+        raise ValueError("rollouts are joined before their tokens get rewards, advantages or a mask of their own")
     return Rollouts(
         tasks=[task for part in parts for task in part.tasks],
         prompts=[prompt for part in parts for prompt in part.prompts],

@@ -7,33 +7,14 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from zerozoo.language.algorithm import Algorithm
-from zerozoo.language.logprobs import TokenScores, response_scores, split_by_tokens
+from zerozoo.language.batches import MicroBatch, microbatches, minibatches, prepare, share_of_rank, take_step
+from zerozoo.language.logprobs import TokenScores, response_scores
 from zerozoo.language.models import LanguageModel
 from zerozoo.language.parallel import ALONE, Ranks
 from zerozoo.language.rollouts import Rollouts
-from zerozoo.language.shared_prompts import can_share
 from zerozoo.losses.aggregation import token_weights
-from zerozoo.losses.policy import clipped_surrogate, clipped_tokens
-from zerozoo.runs.errors import DivergedError
-
-
-@dataclass(frozen=True)
-class MicroBatch:
-    """Rows of one forward pass.
-
-    Attributes:
-        rows: of the rollouts.
-        shared: whether rows of a group share their prompt.
-        tokens, padded: positions that are computed, without and with padding.
-    """
-
-    rows: list[int]
-    shared: bool
-    tokens: int
-    padded: int
 
 
 @dataclass(frozen=True)
@@ -89,7 +70,7 @@ class Updater:
         training = model.training
         model.eval()
         with torch.no_grad():
-            for batch in self._microbatches(rollouts, self._my_rows(rollouts, range(len(rollouts)))):
+            for batch in self._microbatches(rollouts, range(len(rollouts))):
                 flat = self._forward(model, rollouts, batch).logprobs.cpu()
                 picked = torch.tensor(batch.rows)
                 mask = torch.arange(result.shape[1]) < rollouts.samples.lengths[picked, None]
@@ -100,7 +81,9 @@ class Updater:
         self.ranks.add([result])
         return result
 
-    def update(self, rollouts: Rollouts, reference: Tensor | None = None) -> dict[str, float]:
+    def update(
+        self, rollouts: Rollouts, reference: Tensor | None = None, old: Tensor | None = None
+    ) -> dict[str, float]:
         """Train on one rollout whose credit has been given.
 
         The first gradient step is on-policy: its old log-probs are the new ones, detached, so the ratio is
@@ -109,55 +92,31 @@ class Updater:
 
         Args:
             reference: (N, T) log-probs under the reference model when the algorithm has a KL term in the loss.
+            old: (N, T) log-probs under the policy as it is now, where somebody has computed them already.
 
         Raises:
             DivergedError: when loss or gradient is not finite; the weights are those before that step.
         """
         batches = self._minibatches(rollouts)
         steps = [batch for _ in range(self.settings.epochs) for batch in batches]
-        old = self.scores(self.policy.model, rollouts) if len(steps) > 1 else None
+        if old is None and len(steps) > 1:
+            old = self.scores(self.policy.model, rollouts)
         totals = _Totals(has_kl=reference is not None)
-        _prepare(self.policy.model)
+        prepare(self.policy.model)
         for number, rows in enumerate(steps):
             self._gradient_step(rollouts, rows, old if number else None, reference, totals)
         totals.add(self.ranks)
         return totals.metrics()
 
     def _minibatches(self, rollouts: Rollouts) -> list[list[int]]:
-        """Rows of each mini-batch: consecutive groups, in the order in which they were drawn."""
-        groups = rollouts.groups.unique(sorted=True)
-        # More updates than groups would make empty mini-batches.
-        parts = torch.tensor_split(groups, min(self.settings.updates_per_step, len(groups)))
-        return [torch.isin(rollouts.groups, part).nonzero()[:, 0].tolist() for part in parts]
+        return minibatches(rollouts, self.settings.updates_per_step)
 
-    def _my_rows(self, rollouts: Rollouts, rows: Sequence[int]) -> list[int]:
-        """Those of the given rows that this process works on: whole groups, dealt in turn."""
-        group_of = rollouts.groups.tolist()
-        groups = list(dict.fromkeys(group_of[row] for row in rows))
-        mine = set(groups[self.ranks.rank :: self.ranks.size])
-        return [row for row in rows if group_of[row] in mine]
-
-    def _microbatches(self, rollouts: Rollouts, rows: list[int]) -> list[MicroBatch]:
-        budget = self.settings.tokens_per_microbatch
-        groups: dict[int, list[int]] = {}
-        for row in rows:
-            groups.setdefault(int(rollouts.groups[row]), []).append(row)
-        together, alone = [], []
-        for members in groups.values():
-            sequences = rollouts.sequences(members)
-            prompt, responses = len(sequences.prompts[0]), [len(response) for response in sequences.responses]
-            if self.settings.share_prompts and can_share(self.policy.model, prompt, responses):
-                together.append((members, prompt + sum(responses) - len(responses)))
-            else:
-                alone += [([row], length) for row, length in zip(members, sequences.lengths, strict=True)]
-        batches = []
-        for units, shared in ((together, True), (alone, False)):
-            for batch in split_by_tokens([length for _, length in units], budget):
-                lengths = [units[index][1] for index in batch]
-                padded = sum(lengths) if self.settings.packed and not shared else len(batch) * max(lengths)
-                members = [row for index in batch for row in units[index][0]]
-                batches.append(MicroBatch(members, shared, sum(lengths), padded))
-        return batches
+    def _microbatches(self, rollouts: Rollouts, rows: Sequence[int]) -> list[MicroBatch]:
+        """Those of this process."""
+        settings, mine = self.settings, share_of_rank(rollouts, rows, self.ranks)
+        return microbatches(
+            self.policy.model, rollouts, mine, settings.tokens_per_microbatch, settings.share_prompts, settings.packed
+        )
 
     def _forward(
         self,
@@ -181,13 +140,14 @@ class Updater:
     ) -> None:
         """One optimiser step on the given rows; none when no row carries a gradient."""
         picked = torch.tensor(rows)
-        trained = rollouts.trained[picked]
         # The weights come from all rows of the mini-batch before any is left out, so leaving out rows without
         # advantage changes no number.
-        lengths = rollouts.samples.lengths[picked] * trained
         weights = torch.zeros(len(rollouts))
+        lengths = _trained_lengths(rollouts, picked)
         weights[picked] = token_weights(lengths, self.algorithm.aggregation, self.algorithm.length_constant)
-        live = trained & (rollouts.advantages[picked] != 0) if self.algorithm.skips_rows else trained
+        live = lengths > 0
+        if self.algorithm.skips_rows:
+            live &= _has_advantage(rollouts, picked)
         live_rows = picked[live].tolist()
         totals.rows += len(rows)
         totals.live_rows += len(live_rows)
@@ -195,27 +155,12 @@ class Updater:
             totals.skipped_steps += 1
             return
         self.optimizer.zero_grad(set_to_none=True)
-        for batch in self._microbatches(rollouts, self._my_rows(rollouts, live_rows)):
+        for batch in self._microbatches(rollouts, live_rows):
             scores = self._forward(self.policy.model, rollouts, batch, self.algorithm.entropy_coefficient != 0)
             self._loss(scores, rollouts, batch.rows, weights, old, reference, totals).backward()
             totals.positions += batch.tokens
             totals.padded += batch.padded
-        self._add_gradients()
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.max_gradient_norm)
-        if not torch.isfinite(norm):
-            self.optimizer.zero_grad(set_to_none=True)
-            raise DivergedError(f"The gradient norm became {float(norm)}; the step was not taken.")
-        self.optimizer.step()
-        totals.norms.append(norm.detach())
-
-    def _add_gradients(self) -> None:
-        """Every process gets the gradient of the whole mini-batch; one that had no row of it brings zeros."""
-        if self.ranks.size == 1:
-            return
-        for parameter in self.parameters:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-        self.ranks.add(parameter.grad for parameter in self.parameters if parameter.grad is not None)
+        totals.norms.append(take_step(self.optimizer, self.parameters, self.settings.max_gradient_norm, self.ranks))
 
     def _loss(
         self,
@@ -230,41 +175,71 @@ class Updater:
         """This micro-batch's share of the loss of its mini-batch; shares add up to the whole."""
         algorithm, clip = self.algorithm, self.algorithm.clip
         device = scores.logprobs.device
-        picked = torch.tensor(rows)
-        repeats = rollouts.samples.lengths[picked]
-        advantages = rollouts.advantages[picked].repeat_interleave(repeats).to(device)  # (M,)
-        weight = weights[picked].repeat_interleave(repeats).to(device)  # (M,)
-        behaviour = rollouts.flat(rollouts.samples.logprobs, rows).to(device)
-        before = scores.logprobs.detach() if old is None else rollouts.flat(old, rows).to(device)
-        token_loss = clipped_surrogate(scores.logprobs, before, advantages, clip.low, clip.high)
+        tokens = _Tokens(rollouts, rows, device)
+        logprobs, entropy = tokens.only(scores.logprobs), tokens.only(scores.entropy)
+        weight = tokens.of_rows(weights)
+        before = logprobs.detach() if old is None else tokens.of_tokens(old)
+        arguments = (logprobs, before, tokens.advantages(), tokens.lengths, clip.low, clip.high)
+        token_loss = algorithm.policy_loss.tokens(*arguments)
         if algorithm.entropy_coefficient:
-            token_loss = token_loss - algorithm.entropy_coefficient * scores.entropy
+            token_loss = token_loss - algorithm.entropy_coefficient * entropy
         if reference is not None:
-            anchor = rollouts.flat(reference, rows).to(device)
-            divergence = algorithm.kl.estimator(scores.logprobs, anchor)
+            divergence = algorithm.kl.estimator(logprobs, tokens.of_tokens(reference))
             token_loss = token_loss + algorithm.kl.coefficient * divergence
             totals.kl = totals.kl + divergence.detach().sum()
         loss = (weight * token_loss).sum()
-        totals.tokens += len(scores.logprobs)
+        totals.tokens += len(logprobs)
         totals.loss = totals.loss + loss.detach()
-        totals.entropy = totals.entropy + scores.entropy.detach().sum()
-        clipped = clipped_tokens(scores.logprobs, before, advantages, clip.low, clip.high)
-        totals.clipped = totals.clipped + clipped.sum()
+        totals.entropy = totals.entropy + entropy.detach().sum()
+        totals.clipped = totals.clipped + algorithm.policy_loss.clipped(*arguments).sum()
         if not totals.norms:  # later steps have moved the weights: only the first compares like with like
-            totals.mismatch = torch.maximum(
-                totals.mismatch.to(device), (scores.logprobs.detach() - behaviour).abs().max()
-            )
+            behaviour = tokens.of_tokens(rollouts.samples.logprobs)
+            totals.mismatch = torch.maximum(totals.mismatch.to(device), (logprobs.detach() - behaviour).abs().max())
         return loss
 
 
-def _prepare(model: torch.nn.Module) -> None:
-    """No dropout between sampler and learner (trap 16), but gradient checkpointing where it was asked for."""
-    model.eval()
-    for layer in model.modules():
-        if isinstance(layer, GradientCheckpointingLayer):
-            # transformers checkpoints a layer only in training mode; the dropouts are in its parts, which stay as
-            # they are.
-            layer.training = layer.gradient_checkpointing
+def _trained_lengths(rollouts: Rollouts, picked: Tensor) -> Tensor:
+    """(n,) tokens of the given rows that enter the loss."""
+    lengths, trained = rollouts.samples.lengths[picked], rollouts.trained[picked]
+    if trained.ndim == 1:
+        return lengths * trained
+    return (trained & (torch.arange(trained.shape[1]) < lengths[:, None])).sum(1)
+
+
+def _has_advantage(rollouts: Rollouts, picked: Tensor) -> Tensor:
+    """(n,) bool: the given rows with an advantage other than 0 somewhere."""
+    moves = rollouts.advantages[picked] != 0
+    return moves if moves.ndim == 1 else moves.any(1)
+
+
+class _Tokens:
+    """The tokens of the given rows that enter the loss, behind one another; M of them.
+
+    Those that an environment wrote are left out here, so no loss, no ratio of a response and no mean ever sees them.
+    """
+
+    def __init__(self, rollouts: Rollouts, rows: list[int], device: torch.device) -> None:
+        self.rollouts, self.rows, self.device = rollouts, rows, device
+        self.picked = torch.tensor(rows)
+        by_token = rollouts.trained.ndim == 2
+        self.mask = rollouts.flat(rollouts.trained, rows) if by_token else None
+        self.lengths = _trained_lengths(rollouts, self.picked).to(device)
+
+    def only(self, flat: Tensor) -> Tensor:
+        """The trained ones of all tokens of the rows."""
+        return flat if self.mask is None else flat[self.mask.to(flat.device)]
+
+    def of_tokens(self, values: Tensor) -> Tensor:
+        """(N, T) -> (M,)."""
+        return self.only(self.rollouts.flat(values, self.rows)).to(self.device)
+
+    def of_rows(self, values: Tensor) -> Tensor:
+        """(N,) -> (M,)."""
+        return values[self.picked].to(self.device).repeat_interleave(self.lengths)
+
+    def advantages(self) -> Tensor:
+        values = self.rollouts.advantages
+        return self.of_rows(values) if values.ndim == 1 else self.of_tokens(values)
 
 
 class _Totals:

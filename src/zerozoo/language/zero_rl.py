@@ -6,11 +6,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from zerozoo.language.algorithm import Algorithm
+from zerozoo.language.credit import Credit, GroupCredit
 from zerozoo.language.deck import Deck
 from zerozoo.language.evaluation import Evaluation, evaluate_tasks, sampling_metrics
 from zerozoo.language.models import LanguageModel
@@ -21,7 +23,6 @@ from zerozoo.language.samplers.interface import Decoding, Sampler
 from zerozoo.language.snapshot import restore, snapshot
 from zerozoo.language.update import Updater
 from zerozoo.losses.advantages import informative_groups
-from zerozoo.losses.divergences import kl_in_reward
 from zerozoo.rewards.verifier import Verification, Verifier
 from zerozoo.runs.errors import DivergedError, UserError
 from zerozoo.runs.interrupts import Interrupts
@@ -30,6 +31,8 @@ from zerozoo.runs.streams import Streams
 from zerozoo.tasks.task import Task, TaskSet
 
 Reward = Callable[[Verification], float]
+ExtraReward = Callable[[Rollouts], Tensor]
+CREDIT = "credit/"  # names of its tensors in a checkpoint begin so
 SCHEDULES = ("constant", "linear")
 
 
@@ -46,6 +49,7 @@ class LoopSettings:
         samples_logged: responses a step that go to samples.jsonl.
         warmup_steps: steps over which the learning rate rises linearly from 0.
         schedule: "constant", or "linear" down to 0 at the last step.
+        frozen_steps: first steps in which the policy stays as it is and only what gives the credit learns.
     """
 
     steps: int
@@ -56,6 +60,7 @@ class LoopSettings:
     samples_logged: int = 16
     warmup_steps: int = 0
     schedule: str = "constant"
+    frozen_steps: int = 0
 
     @property
     def falls_until(self) -> int | None:
@@ -75,6 +80,9 @@ class ZeroRL:
     Attributes:
         policy: the model being trained.
         reference: log-probs of the frozen start, (rollouts) -> (N, T); needed by a KL term only.
+        credit: from rewards to advantages; None: the algorithm's advantage, over the groups.
+        extra_reward: what is added to the rewards of the verdicts: (N,) of responses, or (N, T) of tokens. It has no
+            say in which groups are replaced by `refill_rounds`.
         sampler: draws from the policy's current weights.
         tasks: training and held-out problems.
         prompt: token ids of a task's prompt; the same in training and evaluation.
@@ -98,6 +106,8 @@ class ZeroRL:
     settings: LoopSettings
     run: Run
     reference: Callable[[Rollouts], Tensor] | None = None
+    credit: Credit | None = None
+    extra_reward: ExtraReward | None = None
     ranks: Ranks = ALONE
     profile: bool = False
     seconds: dict[str, float] = field(default_factory=dict)
@@ -116,7 +126,9 @@ class ZeroRL:
         if kl.coefficient and self.reference is None:
             raise ValueError("a KL term needs a reference")
         self.deck = Deck(self.tasks.train, self.settings.prompts_per_step, self.run.stream("tasks"))
-        self.base_rates = [group["lr"] for group in self.updater.optimizer.param_groups]
+        self.creditor = self.credit or GroupCredit(self.algorithm.advantage)
+        self.base_rates = _rates(self.updater.optimizer)
+        self.credit_rates = [_rates(optimizer) for optimizer in self.creditor.optimizers]
         self.saved = 0  # step of the newest checkpoint
 
     def train(self) -> dict[str, float]:
@@ -158,21 +170,24 @@ class ZeroRL:
         """One rollout and its gradient steps."""
         self.seconds, self.memory = {}, {}
         began = time.perf_counter()
-        factor = self.settings.learning_rate_factor(step)
-        for group, rate in zip(self.updater.optimizer.param_groups, self.base_rates, strict=True):
-            group["lr"] = rate * factor
+        self._set_rates(self.settings.learning_rate_factor(step))
         rollouts, metrics = self._collect()
+        with self._timed("score"):
+            metrics |= self._add_reward(rollouts)
         with self._timed("credit"):
-            reference = self._credit(rollouts)
+            logprobs = self._credit(rollouts)
         with self._timed("update"):
-            metrics |= self.updater.update(rollouts, reference if self.algorithm.kl.in_loss else None)
+            if step > self.settings.frozen_steps:
+                anchor = logprobs.reference if self.algorithm.kl.in_loss else None
+                metrics |= self.updater.update(rollouts, anchor, logprobs.policy)
+            metrics |= self.creditor.learn()
         self.seconds["step"] = time.perf_counter() - began
         metrics |= {f"seconds/{name}": value for name, value in self.seconds.items()}
         metrics |= {f"memory/{name}": value for name, value in self.memory.items()}
         metrics |= {
             "learning_rate": self.updater.optimizer.param_groups[0]["lr"],
-            "advantage/highest": float(rollouts.advantages.max()),
-            "advantage/lowest": float(rollouts.advantages.min()),
+            "advantage/highest": float(rollouts.flat_advantages().max()),
+            "advantage/lowest": float(rollouts.flat_advantages().min()),
             "tasks/passes": float(self.deck.passes),
         }
         return rollouts, metrics
@@ -218,7 +233,7 @@ class ZeroRL:
             raise DivergedError(
                 f"{error} Training stopped at step {step}; {kept}. Try a lower learning rate."
             ) from error
-        rows = rollouts.rows_for_log(step, self.settings.samples_logged, self._spell)
+        rows = rollouts.with_row_advantages().rows_for_log(step, self.settings.samples_logged, self._spell)
         self.run.sample({**row, "phase": "train"} for row in rows)
         self.run.log(step, metrics)
 
@@ -279,17 +294,48 @@ class ZeroRL:
             **sampling_metrics(rollouts),
         }
 
-    def _credit(self, rollouts: Rollouts) -> Tensor | None:
-        """Fill in the advantages; the reference log-probs when a KL term asked for them."""
-        kl, rewards, reference = self.algorithm.kl, rollouts.rewards, None
-        if kl.coefficient and self.reference is not None:
-            reference = self.reference(rollouts)
-        if kl.in_reward and reference is not None:
-            current = self.updater.scores(self.policy.model, rollouts)
-            written = torch.arange(current.shape[1]) < rollouts.samples.lengths[:, None]
-            rewards = kl_in_reward(rewards, kl.estimator(current, reference), written, kl.coefficient)
-        rollouts.advantages = self.algorithm.advantage(rewards, rollouts.groups)
-        return reference
+    def _add_reward(self, rollouts: Rollouts) -> dict[str, float]:
+        """Rewards beyond the verdict, of responses or of tokens."""
+        if self.extra_reward is None:
+            return {}
+        extra = self.extra_reward(rollouts)
+        if extra.ndim == 1:
+            rollouts.rewards = rollouts.rewards + extra
+        else:
+            rollouts.token_rewards = extra
+        return {"reward/extra": float(extra.sum()) / len(rollouts)}
+
+    def _credit(self, rollouts: Rollouts) -> _Logprobs:
+        """Fill in the advantages, and mark as not trained what the selection leaves out."""
+        selection, rows = self.algorithm.selection, torch.arange(len(rollouts))
+        kept = torch.ones(len(rollouts), dtype=torch.bool)
+        if selection is not None:
+            kept = selection.keep(rollouts, self.run.stream("selection"))
+            rows = kept.nonzero()[:, 0] if selection.before_credit else rows
+        logprobs = _Logprobs(None, None)
+        if len(rows):
+            part = rollouts if len(rows) == len(rollouts) else rollouts.take_rows(rows)
+            logprobs, kl = self._logprobs(part), None
+            if self.algorithm.kl.in_reward and logprobs.policy is not None and logprobs.reference is not None:
+                kl = self.algorithm.kl.estimator(logprobs.policy, logprobs.reference)
+            advantages = self.creditor.give(part, kl, self.algorithm.kl.coefficient)
+            rollouts.advantages = _spread(advantages, rows, len(rollouts))
+        rollouts.trained = rollouts.trained & (kept if rollouts.trained.ndim == 1 else kept[:, None])
+        return _Logprobs(*(None if one is None else _spread(one, rows, len(rollouts)) for one in logprobs))
+
+    def _logprobs(self, rollouts: Rollouts) -> _Logprobs:
+        """What a KL term needs."""
+        kl = self.algorithm.kl
+        reference = self.reference(rollouts) if kl.coefficient and self.reference is not None else None
+        policy = self.updater.scores(self.policy.model, rollouts) if kl.in_reward else None
+        return _Logprobs(policy, reference)
+
+    def _set_rates(self, factor: float) -> None:
+        """The learning rates of a step; `factor` is the same for the policy and for what gives the credit."""
+        optimizers = (self.updater.optimizer, *self.creditor.optimizers)
+        for optimizer, rates in zip(optimizers, (self.base_rates, *self.credit_rates), strict=True):
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * factor
 
     @contextmanager
     def _timed(self, phase: str) -> Iterator[None]:
@@ -303,6 +349,7 @@ class ZeroRL:
 
     def _save(self, step: int) -> None:
         tensors = snapshot(self.policy.model, self.updater.optimizer)
+        tensors |= {CREDIT + name: value for name, value in self.creditor.tensors().items()}
         self.run.save(step, tensors, {"deck": self.deck.state(), "falls_until": self.settings.falls_until})
         self.saved = step
 
@@ -320,11 +367,31 @@ class ZeroRL:
                 " cannot be made longer or shorter: start another one with the number of steps that you want."
             )
         restore(self.policy.model, self.updater.optimizer, checkpoint.tensors)
+        given = {name: value for name, value in checkpoint.tensors.items() if name.startswith(CREDIT)}
+        self.creditor.load({name.removeprefix(CREDIT): value for name, value in given.items()})
         self.deck.load_state(checkpoint.state["deck"])
         self.run.rewind(checkpoint.step)
         self.run.say(f"Resuming after step {checkpoint.step}.")
         self.saved = checkpoint.step
         return self.saved
+
+
+class _Logprobs(NamedTuple):
+    """(N, T) log-probs before the update, where a KL term has asked for them."""
+
+    policy: Tensor | None
+    reference: Tensor | None
+
+
+def _spread(values: Tensor, rows: Tensor, number: int) -> Tensor:
+    """Values of the given rows among `number` rows, zero in the others."""
+    if len(rows) == number:
+        return values
+    return values.new_zeros((number, *values.shape[1:])).index_copy_(0, rows, values)
+
+
+def _rates(optimizer: torch.optim.Optimizer) -> list[float]:
+    return [group["lr"] for group in optimizer.param_groups]
 
 
 def _informative(rollouts: Rollouts) -> list[int]:

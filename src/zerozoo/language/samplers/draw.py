@@ -22,16 +22,30 @@ def inverse_cdf(probabilities: Tensor, uniforms: Tensor) -> Tensor:
     Returns:
         (B,) int64 token ids; a token of probability zero is never drawn.
     """
+    table = _in_blocks(probabilities)
+    return _invert(table, _sums(table), uniforms)
+
+
+def _in_blocks(probabilities: Tensor) -> Tensor:
+    """(B, V) -> (B, blocks, BLOCK), zeros behind the last token."""
     rows, vocabulary = probabilities.shape
-    blocks = -(-vocabulary // BLOCK)
-    if vocabulary != blocks * BLOCK:
-        probabilities = torch.nn.functional.pad(probabilities, (0, blocks * BLOCK - vocabulary))
-    table = probabilities.view(rows, blocks, BLOCK)
-    block_ends = table.sum(-1, dtype=torch.float64).cumsum(-1)  # (B, blocks)
+    missing = -vocabulary % BLOCK
+    if missing:
+        probabilities = torch.nn.functional.pad(probabilities, (0, missing))
+    return probabilities.view(rows, -1, BLOCK)
+
+
+def _sums(table: Tensor) -> Tensor:
+    """(B, blocks) float64. Sums of 256 numbers are good to a few roundings, and faster than in float64."""
+    return table.sum(-1).double()
+
+
+def _invert(table: Tensor, sums: Tensor, uniforms: Tensor) -> Tensor:
+    block_ends = sums.cumsum(-1)  # (B, blocks)
     target = uniforms * block_ends[:, -1]
     block = _first_above(block_ends, target)
     before = torch.where(block > 0, block_ends.gather(1, (block - 1).clamp(min=0)[:, None])[:, 0], 0.0)
-    inside = table[torch.arange(rows, device=table.device), block].double().cumsum(-1)  # (B, BLOCK)
+    inside = table[torch.arange(len(table), device=table.device), block].double().cumsum(-1)  # (B, BLOCK)
     return block * BLOCK + _first_above(inside, target - before)
 
 
@@ -63,14 +77,16 @@ def draw(logits: Tensor, temperature: float, top_p: float, uniforms: Tensor) -> 
     Returns:
         (B,) int64 tokens and (B,) float32 log-probs before the nucleus cut, temperature applied.
     """
-    scaled = logits / temperature if temperature > 0 else logits
-    top = scaled.amax(-1, keepdim=True)
-    weights = (scaled - top).exp_()
-    total = weights.sum(-1, dtype=torch.float64)
+    scaled = logits if temperature in (0, 1) else logits / temperature
+    probabilities = scaled.softmax(-1)
+    table = _in_blocks(probabilities)
+    sums = _sums(table)
     if temperature == 0:
         tokens = scaled.argmax(-1)
+    elif top_p < 1:
+        tokens = inverse_cdf(nucleus(probabilities, top_p), uniforms)
     else:
-        kept = nucleus(weights / total[:, None].float(), top_p) if top_p < 1 else weights
-        tokens = inverse_cdf(kept, uniforms)
-    chosen = scaled.gather(-1, tokens[:, None])[:, 0] - top[:, 0]
-    return tokens, (chosen.double() - total.log()).float()
+        tokens = _invert(table, sums, uniforms)
+    chosen = probabilities.gather(-1, tokens[:, None])[:, 0]
+    # The softmax adds up a whole vocabulary in float32; the sums say by how much it has missed one.
+    return tokens, (chosen.double() / sums.sum(-1)).log().float()

@@ -104,10 +104,13 @@ class Ends:
         """(B,) bool: whether the last of the tokens (B, L) written so far ends the response."""
         done = torch.isin(written[:, -1], self.ids)
         if self.strings:
-            tails = self.tokenizer.batch_decode(written[:, -self.tail :].tolist(), skip_special_tokens=True)
-            hits = [any(stop in tail for stop in self.strings) for tail in tails]
-            done |= torch.tensor(hits, device=done.device)
+            done |= torch.tensor(self.spelled(written[:, -self.tail :].tolist()), device=done.device)
         return done
+
+    def spelled(self, tails: list[list[int]]) -> list[bool]:
+        """Whether the last tokens of each row, `tail` of them where there are so many, hold a stop string."""
+        texts = self.tokenizer.batch_decode(tails, skip_special_tokens=True)
+        return [any(stop in text for stop in self.strings) for text in texts]
 
 
 def check_prompts(prompts: Sequence[Sequence[int]]) -> None:

@@ -1,4 +1,4 @@
-"""The sampler of zerozoo: preallocated cache, one prompt pass a group, log-probs from the sampling logits."""
+"""The sampler of zerozoo: one prompt pass a group, rows that finish make place, log-probs from the sampling logits."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from zerozoo.language.heads import decoder_hidden, head_logits
+from zerozoo.language.decoder import MakeProjection, plain_projection
 from zerozoo.language.models import LanguageModel
-from zerozoo.language.samplers.cache import RoomyCache
+from zerozoo.language.samplers.decoders import Decoder, make_decoder
 from zerozoo.language.samplers.draw import draw
 from zerozoo.language.samplers.interface import (
     Decoding,
@@ -18,11 +18,13 @@ from zerozoo.language.samplers.interface import (
     check_finite,
     check_prompts,
     cut_at_stop,
-    join_samples,
-    pad_rows,
 )
 
-DROP_FINISHED_BELOW = 0.75  # rows are compacted when at most this share is still being written
+# Finished rows make place for new prompts, or leave, when at most this share is still being written: reading a prompt
+# costs as much as a step of many rows, so a few are read together.
+DROP_FINISHED_BELOW = 0.75
+# Tokens drawn between two looks at which rows have finished. A look waits for the device.
+LOOK_EVERY = {"cpu": 1, "mps": 8, "cuda": 8}
 
 
 class NativeSampler:
@@ -30,13 +32,16 @@ class NativeSampler:
 
     Args:
         policy: the language model; its weights are read at every call.
-        max_rows: most responses written at once; more are done in waves of whole groups. It bounds the memory of
-            the cache and changes no result beyond rounding, because every response has random numbers of its own.
+        max_rows: most responses written at once, but for the samples of one prompt, which start together. As rows
+            finish, the next prompts take their places. It bounds the memory of the cache and changes no result beyond
+            rounding, because every response has random numbers of its own.
+        project: makes the matrix products of our own decoder, see `decoder.OwnDecoder`.
     """
 
-    def __init__(self, policy: LanguageModel, max_rows: int = 256) -> None:
+    def __init__(self, policy: LanguageModel, max_rows: int = 256, project: MakeProjection = plain_projection) -> None:
         self.policy = policy
         self.max_rows = max_rows
+        self.project = project
 
     def sample(
         self,
@@ -58,100 +63,143 @@ class NativeSampler:
         """The responses that the given random numbers make, as `uniforms` draws them."""
         training = self.policy.model.training
         self.policy.model.eval()
-        per_wave = max(1, self.max_rows // samples)
-        waves = []
-        for start in range(0, len(prompts), per_wave):
-            part = prompts[start : start + per_wave]
-            rows = slice(start * samples, (start + len(part)) * samples)
-            with self.policy.precision():
-                waves.append(_Wave(self.policy, part, samples, decoding, uniforms[rows]).run())
+        with self.policy.precision():
+            decoder = make_decoder(self.policy, prompts, decoding.max_new_tokens, self.project)
+            result = _Writing(self.policy, decoder, prompts, samples, decoding, uniforms, self.max_rows).run()
         self.policy.model.train(training)
-        return join_samples(waves, self.policy.pad_id)
+        return result
 
 
-class _Wave:
-    """The responses that are written side by side.
+class _Writing:
+    """All responses of one call.
 
-    `live` maps the rows of the model's batch to the rows of the output; it shrinks as responses end.
+    `rows` maps the slots of the decoder to the rows of the output, `steps` counts the tokens that each slot has drawn.
+    A finished row keeps its slot, and goes on being drawn into a column that nobody reads, until `_renew` gives the
+    slot away.
     """
 
     def __init__(
         self,
         policy: LanguageModel,
+        decoder: Decoder,
         prompts: Sequence[Sequence[int]],
         samples: int,
         decoding: Decoding,
         uniforms: Tensor,
+        max_rows: int,
     ) -> None:
-        self.policy, self.decoding, self.samples = policy, decoding, samples
+        self.policy, self.decoder, self.decoding = policy, decoder, decoding
+        self.prompts, self.samples, self.max_rows = prompts, samples, max_rows
         self.device = policy.model.device
-        self.prompts = prompts
-        rows, longest = len(prompts) * samples, decoding.max_new_tokens
-        self.uniforms = uniforms.to(self.device)
-        self.tokens = torch.full((rows, longest), policy.pad_id, device=self.device)
-        self.logprobs = torch.zeros((rows, longest), device=self.device)
-        self.lengths = torch.full((rows,), longest, device=self.device)
-        self.stopped = torch.zeros(rows, dtype=torch.bool, device=self.device)
+        self.look_every = LOOK_EVERY.get(self.device.type, 1)
         self.ends = Ends(policy, decoding)
-        self.drawn = 0
+        rows, self.longest = len(prompts) * samples, decoding.max_new_tokens
+        self.uniforms = uniforms.to(self.device)
+        self.tokens = torch.full((rows, self.longest + 1), policy.pad_id, device=self.device)
+        self.logprobs = torch.zeros((rows, self.longest + 1), device=self.device)
+        self.lengths = torch.full((rows,), self.longest, device=self.device)
+        self.stopped = torch.zeros(rows, dtype=torch.bool, device=self.device)
+        self.rows, self.steps, self.latest = (torch.zeros(0, dtype=torch.int64, device=self.device) for _ in range(3))
+        self.read = 0  # prompts
+        self.drawn = 0  # tokens
+        self.unseen = 0  # tokens of each row since the last look
+        self.due = 1  # how many there may be
 
     def run(self) -> Samples:
-        logits = self._read_prompts()
-        for step in range(self.decoding.max_new_tokens):
-            tokens, logprobs = draw(
-                logits, self.decoding.temperature, self.decoding.top_p, self.uniforms[self.live, step]
-            )
-            self.drawn += len(tokens)
-            self.tokens[self.live, step] = tokens
-            self.logprobs[self.live, step] = logprobs
-            writing = ~self._ended(step)
-            tokens = self._drop_finished(tokens, writing)
-            if not len(self.live) or step + 1 == self.decoding.max_new_tokens:
-                break
-            logits = self._advance(tokens)
+        self._renew([])
+        while len(self.rows):
+            logits = self.decoder.advance(self.latest)
+            self.latest = self._draw(self.rows, self.steps, logits)
+            self.steps = self.steps + 1
+            self.unseen += 1
+            if self.unseen >= self.due:
+                self._renew(self._look())
         return self._result()
 
-    def _read_prompts(self) -> Tensor:
-        """Run every prompt once and spread its cache over the group; (rows, V) logits of the first token."""
-        ids, mask = pad_rows(self.prompts, self.policy.pad_id, "left")
-        capacity = ids.shape[1] + self.decoding.max_new_tokens
-        self.cache = RoomyCache(self.policy.model.config.get_text_config().num_hidden_layers, capacity)
-        ids, mask = ids.to(self.device), mask.to(self.device)
-        self.positions = (mask.sum(1) - 1).repeat_interleave(self.samples)
-        hidden = decoder_hidden(self.policy.model, ids, mask, (mask.cumsum(1) - 1).clamp(min=0), self.cache)[:, -1]
-        spread = torch.arange(len(self.prompts), device=self.device).repeat_interleave(self.samples)
-        self.cache.take_rows(spread)
-        self.mask = mask[spread]
-        self.live = torch.arange(len(spread), device=self.device)
-        return head_logits(self.policy.model, hidden)[spread]
+    def _draw(self, rows: Tensor, steps: Tensor, logits: Tensor) -> Tensor:
+        """Draw the next token of the given rows, which have `steps` tokens already."""
+        uniforms = self.uniforms[rows, steps.clamp(max=self.longest - 1)]
+        tokens, logprobs = draw(logits, self.decoding.temperature, self.decoding.top_p, uniforms)
+        columns = steps.clamp(max=self.longest)
+        self.tokens[rows, columns] = tokens
+        self.logprobs[rows, columns] = logprobs
+        self._mark(rows, steps, torch.isin(tokens, self.ends.ids))
+        self.drawn += len(tokens)
+        return tokens
 
-    def _advance(self, tokens: Tensor) -> Tensor:
-        """Feed the tokens just drawn; (live rows, V) logits of the next."""
-        self.positions = self.positions + 1
-        self.mask = torch.cat([self.mask, self.mask.new_ones((len(self.mask), 1))], 1)
-        hidden = decoder_hidden(self.policy.model, tokens[:, None], self.mask, self.positions[:, None], self.cache)[
-            :, -1
-        ]
-        return head_logits(self.policy.model, hidden)
+    def _mark(self, rows: Tensor, places: Tensor, ended: Tensor) -> None:
+        """Keep where rows have ended: with the token at that place, unless an earlier one did."""
+        counts = ended & (places < self.longest)
+        lengths = self.lengths[rows]
+        self.lengths[rows] = torch.where(counts, torch.minimum(lengths, places + 1), lengths)
+        self.stopped[rows] |= counts
 
-    def _ended(self, step: int) -> Tensor:
-        """Which live rows have ended with the token just drawn or before, marking the new ones in the output."""
-        done = self.ends.reached(self.tokens[self.live, max(0, step + 1 - self.ends.tail) : step + 1])
-        before = self.stopped[self.live]
-        ended = self.live[done & ~before]
-        self.lengths[ended] = step + 1
-        self.stopped[ended] = True
-        return done | before
+    def _look(self) -> list[bool]:
+        """Which slots have finished."""
+        if self.ends.strings:
+            self._find_strings()
+        finished = self.stopped[self.rows] | (self.steps >= self.longest)
+        most = torch.where(finished, 0, self.steps).max()
+        *flags, most_steps = torch.cat([finished.long(), most[None]]).tolist()
+        self.unseen = 0
+        self.due = max(1, min(self.look_every, self.longest - most_steps))  # some row reaches its full length then
+        return [bool(flag) for flag in flags]
 
-    def _drop_finished(self, tokens: Tensor, writing: Tensor) -> Tensor:
-        """Leave finished rows out of the batch once enough of them have gathered."""
-        left = int(writing.sum())
-        if left and left > DROP_FINISHED_BELOW * len(self.live):
-            return tokens
-        rows = writing.nonzero()[:, 0]
-        self.live, self.positions, self.mask = self.live[rows], self.positions[rows], self.mask[rows]
-        self.cache.take_rows(rows)
-        return tokens[rows]
+    def _find_strings(self) -> None:
+        """Mark the rows in which one of the tokens since the last look has completed a stop string."""
+        span = self.ends.tail + self.unseen - 1
+        columns = self.steps[:, None] - span + torch.arange(span, device=self.device)
+        windows = self.tokens[self.rows[:, None], columns.clamp(0, self.longest)].tolist()
+        empty = (span - self.steps).clamp(min=0).tolist()  # places of a window before the first token
+        for back in range(self.unseen):
+            end = span - back
+            tails = [row[max(end - self.ends.tail, skip) : end] for row, skip in zip(windows, empty, strict=True)]
+            hits = torch.tensor(self.ends.spelled(tails), device=self.device)
+            self._mark(self.rows, self.steps - 1 - back, hits)
+
+    def _renew(self, finished: list[bool]) -> None:
+        """Give the slots of finished rows to new prompts, or drop them, once enough have gathered."""
+        while True:
+            writing = [slot for slot, done in enumerate(finished) if not done]
+            waiting = self.read < len(self.prompts)
+            if writing and (len(writing) == len(finished) or len(writing) > DROP_FINISHED_BELOW * len(finished)):
+                return
+            if waiting and not writing:
+                if finished:
+                    self._keep([])
+                finished = self._read_prompts([])
+            elif waiting and self.decoder.refills and self.max_rows - len(writing) >= self.samples:
+                finished = self._read_prompts([slot for slot, done in enumerate(finished) if done])
+            else:
+                self._keep(writing)
+                return
+
+    def _keep(self, slots: list[int]) -> None:
+        kept = torch.tensor(slots, dtype=torch.int64, device=self.device)
+        self.rows, self.steps, self.latest = self.rows[kept], self.steps[kept], self.latest[kept]
+        self.decoder.keep(slots)
+
+    def _read_prompts(self, free: list[int]) -> list[bool]:
+        """Start the next groups in free slots and behind the last one; which slots have finished then."""
+        held = len(self.rows)
+        groups = max(1, (self.max_rows - held + len(free)) // self.samples)
+        prompts = self.prompts[self.read : self.read + groups]
+        new = len(prompts) * self.samples
+        slots = [*free, *range(held, held + new)][:new]
+        places = torch.tensor(slots, device=self.device)
+        rows = torch.arange(new, device=self.device) + self.read * self.samples
+        starts = range(0, new, self.samples)
+        logits = self.decoder.read(prompts, [slots[start : start + self.samples] for start in starts])
+        spread = torch.arange(len(prompts), device=self.device).repeat_interleave(self.samples)
+        tokens = self._draw(rows, torch.zeros_like(rows), logits[spread])
+        added = torch.zeros(max(0, max(slots) + 1 - held), dtype=torch.int64, device=self.device)
+        self.rows, self.steps, self.latest = (
+            torch.cat([old, added]).index_copy(0, places, fresh)
+            for old, fresh in ((self.rows, rows), (self.steps, torch.ones_like(rows)), (self.latest, tokens))
+        )
+        self.read += len(prompts)
+        self.unseen = 1
+        return self._look()
 
     def _result(self) -> Samples:
         longest = int(self.lengths.max())
