@@ -180,7 +180,7 @@ def test_a_model_that_is_not_here_is_said_to_be_unknown(monkeypatch: pytest.Monk
 
 
 def test_machine_fills_in_what_is_open() -> None:
-    assert choose_machine("cpu") == Machine("cpu", None, 2048, 256)
+    assert choose_machine("cpu") == Machine("cpu", None, 1024, 256)
     assert choose_machine("cpu", "bfloat16", 100, 7) == Machine("cpu", "bfloat16", 100, 7)
 
 

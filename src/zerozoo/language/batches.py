@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from zerozoo.language.decoder import can_pack
 from zerozoo.language.logprobs import split_by_tokens
+from zerozoo.language.packing import fill_by_tokens
 from zerozoo.language.parallel import Ranks
 from zerozoo.language.rollouts import Rollouts
 from zerozoo.language.shared_prompts import can_share
@@ -59,12 +61,17 @@ def microbatches(
     packed: bool = False,
     states: int = 0,
 ) -> list[MicroBatch]:
-    """Rows in micro-batches of at most `budget` padded tokens, rows of a group together where they share their prompt.
+    """Rows in micro-batches of at most `budget` computed tokens; rows that share a prompt stand together.
 
     Args:
-        model: the model that will run them, which decides what can be shared.
+        model: the model that will run them, which decides what can be shared and packed.
         states: positions a row has beyond those that predict its tokens.
     """
+    if can_pack(model):
+        sequences = rollouts.sequences(rows)
+        responses = [[*response, *[0] * states] for response in sequences.responses]
+        filled = fill_by_tokens(sequences.prompts, responses, budget, share_prompts)
+        return [MicroBatch([rows[i] for i in part], share_prompts, tokens, tokens) for part, tokens in filled]
     groups: dict[int, list[int]] = {}
     for row in rows:
         groups.setdefault(int(rollouts.groups[row]), []).append(row)
@@ -114,4 +121,5 @@ def take_step(
         optimizer.zero_grad(set_to_none=True)
         raise DivergedError(f"The gradient norm became {float(norm)}; the step was not taken.")
     optimizer.step()
+    optimizer.zero_grad(set_to_none=True)  # the sampler has better use for their memory
     return norm.detach()

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from zerozoo.language.batches import MicroBatch, microbatches, minibatches, prepare, share_of_rank, take_step
 from zerozoo.language.credit import Credit, rewards_of_tokens
+from zerozoo.language.decoder import can_pack
 from zerozoo.language.heads import decoder_hidden
 from zerozoo.language.models import LanguageModel
+from zerozoo.language.packing import pack, packed_hidden
 from zerozoo.language.parallel import ALONE, Ranks
 from zerozoo.language.rollouts import Rollouts
 from zerozoo.language.samplers.interface import pad_rows
@@ -112,9 +114,12 @@ class ValueModel(nn.Module):
         """
         device = self.head.weight.device
         with self.language_model.precision():
-            if shared:
-                # A token behind the last, which itself is never run: now the state after the last one counts, too.
-                hidden = shared_hidden(self.backbone, prompts, [[*row, 0] for row in responses], device)
+            # A token behind the last, which itself is never run: now the state after the last one counts, too.
+            longer = [[*row, 0] for row in responses]
+            if can_pack(self.backbone):
+                hidden = packed_hidden(self.backbone, pack(prompts, longer, shared).to(device))
+            elif shared:
+                hidden = shared_hidden(self.backbone, prompts, longer, device)
             else:
                 rows = [[*prompt, *row] for prompt, row in zip(prompts, responses, strict=True)]
                 ids, mask = pad_rows(rows, 0, "right")

@@ -10,7 +10,7 @@ from zerozoo.runs.errors import UserError
 from zerozoo.runs.processes import local_rank, process_count
 
 # Tokens whose activations are held at once. On a CPU larger micro-batches are no faster; on a GPU they fill it.
-TOKENS_PER_MICROBATCH = {"cpu": 2048, "mps": 2048, "cuda": 16384}
+TOKENS_PER_MICROBATCH = {"cpu": 1024, "mps": 2048, "cuda": 16384}
 ROWS_AT_ONCE = {"cpu": 256, "mps": 256, "cuda": 1024}
 DTYPES = ("float32", "bfloat16")
 

@@ -76,28 +76,31 @@ def pack(prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], s
 
 
 def fill_by_tokens(
-    prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], budget: int
+    prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], budget: int, share: bool = True
 ) -> list[tuple[list[int], int]]:
     """Cut rows into micro-batches of at most `budget` computed tokens, a shared prompt counted once in each.
 
     Groups of like length stand together, and a group that does not fit is cut, its prompt computed once in each part.
     A single row longer than the budget makes a micro-batch of its own.
 
+    Args:
+        share: whether rows with equal prompts share one; see `pack`.
+
     Returns:
         row indices and number of tokens of each micro-batch.
     """
-    groups: dict[tuple[int, ...], list[int]] = {}
+    groups: dict[Any, list[int]] = {}
     for row, prompt in enumerate(prompts):
-        groups.setdefault(tuple(prompt), []).append(row)
-    longest = {key: len(key) + max(len(responses[row]) for row in rows) for key, rows in groups.items()}
+        groups.setdefault(tuple(prompt) if share else row, []).append(row)
+    longest = {key: len(prompts[rows[0]]) + max(len(responses[row]) for row in rows) for key, rows in groups.items()}
     batches: list[tuple[list[int], int]] = []
     for key in sorted(groups, key=lambda key: longest[key]):
         shared = False  # whether the last micro-batch has this prompt
         for row in groups[key]:
-            cost = len(responses[row]) - 1 + (0 if shared else len(key))
+            cost = len(responses[row]) - 1 + (0 if shared else len(prompts[row]))
             if not batches or batches[-1][1] + cost > budget:
                 batches.append(([], 0))
-                cost = len(responses[row]) - 1 + len(key)
+                cost = len(responses[row]) - 1 + len(prompts[row])
             rows, tokens = batches[-1]
             batches[-1] = ([*rows, row], tokens + cost)
             shared = True
