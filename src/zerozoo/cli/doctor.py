@@ -108,6 +108,7 @@ def sections(model: str | None, quick: bool) -> list[tuple[str, Callable[[], Ite
         ("Optional packages", check_packages),
         ("Model, sampler and learner", models),
         ("Verifier", lambda: check_verifier(quick)),
+        ("Sandbox", check_sandbox),
     ]
 
 
@@ -149,6 +150,14 @@ def check_machine() -> Iterator[Check]:
         yield Check("GPU", OK, found)
     else:
         yield Check("GPU", ABSENT, "none that PyTorch can use; everything runs on the CPU (--preset laptop)")
+
+
+def check_sandbox() -> Iterator[Check]:
+    """What keeps a model's programs in, for tasks whose answers are code."""
+    from zerozoo.rewards.sandbox import Sandbox, describe
+
+    complete, found = describe(Sandbox())
+    yield Check("programs", OK if complete else WARN, found, "" if complete else "see docs/sandbox.md")
 
 
 def _memory() -> Check:

@@ -175,7 +175,7 @@ def _train(console: Console, recipe: Recipe, config: Any, directory: Path, optio
     resume = f"zerozoo train {recipe.slug} --resume {shlex.quote(str(directory))}"
     with run, TrainingDisplay(console, values.get("steps", 0)) as display:
         run.sinks.append(display)
-        run.say = display.say
+        run.say, run.show = display.say, display.show
         run.say(f"Run directory: {directory}")
         try:
             recipe.train(config, run)

@@ -59,6 +59,7 @@ class Run:
         self._metrics = JsonLines(self.path("metrics.jsonl"))
         self._samples = JsonLines(self.path("samples.jsonl"))
         self.say: Callable[[str], None] = log.info  # one line for the person who watches; the command line replaces it
+        self.show: Callable[[Sequence[Mapping[str, Any]]], None] = _ignore  # rows of samples.jsonl, for the same person
         self._lock: _Lock | None = None
         self._read_only = False
         self.writes = True  # False in the processes beside the one that writes the run
@@ -166,7 +167,9 @@ class Run:
         if not self.writes:
             return
         self._claim_directory()
+        rows = list(rows)
         self._samples.append(rows)
+        self.show(rows)
 
     def history(self) -> list[dict[str, Any]]:
         """Rows of metrics.jsonl; None stands for a number that was not finite. A half-written last row is left out."""
@@ -302,6 +305,10 @@ def _read_config(directory: Path) -> dict[str, Any]:
         return {"recipe": stored["recipe"], "seed": stored["seed"], "config": dict(stored["config"])}
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} cannot be read ({error}): restore it or use another --directory") from error
+
+
+def _ignore(_: Sequence[Mapping[str, Any]]) -> None:
+    """Nobody watches."""
 
 
 def _refuse_foreign(directory: Path) -> None:
