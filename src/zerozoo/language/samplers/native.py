@@ -63,11 +63,30 @@ class NativeSampler:
         """The responses that the given random numbers make, as `uniforms` draws them."""
         training = self.policy.model.training
         self.policy.model.eval()
+        # Every row attends over as many places as the longest beside it has, so prompts of like length stand together.
+        order = sorted(range(len(prompts)), key=lambda prompt: -len(prompts[prompt]))
+        rows = [prompt * samples + sample for prompt in order for sample in range(samples)]
         with self.policy.precision():
             decoder = make_decoder(self.policy, prompts, decoding.max_new_tokens, self.project)
-            result = _Writing(self.policy, decoder, prompts, samples, decoding, uniforms, self.max_rows).run()
+            in_order = [prompts[prompt] for prompt in order]
+            result = _Writing(
+                self.policy, decoder, in_order, samples, decoding, uniforms[torch.tensor(rows)], self.max_rows
+            ).run()
         self.policy.model.train(training)
-        return result
+        return _rows_back(result, torch.tensor(rows).argsort())
+
+
+def _rows_back(samples: Samples, places: Tensor) -> Samples:
+    """The same responses with row i taken from row `places[i]`; group numbers stay where they are."""
+    return Samples(
+        tokens=samples.tokens[places],
+        lengths=samples.lengths[places],
+        logprobs=samples.logprobs[places],
+        stopped=samples.stopped[places],
+        groups=samples.groups,
+        texts=[samples.texts[place] for place in places.tolist()],
+        drawn=samples.drawn,
+    )
 
 
 class _Writing:
