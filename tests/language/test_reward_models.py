@@ -181,7 +181,8 @@ def test_labels_of_outcomes_steps_and_tokens_weigh_one_each():
         for budget in (1, 1000):
             means = batch_means(LabelledReward(model, data, loss), range(3), budget, model=model)
             assert means["loss"] == pytest.approx(float(by_hand.detach().mean()))
-            torch.testing.assert_close(gradient(model), wanted)
+            # Norms are float32 inside on both sides, and round differently on the way back.
+            torch.testing.assert_close(gradient(model), wanted, rtol=1e-6, atol=1e-7)
     assert "reward/accuracy" not in means  # of numbers there is none
     for wrong in (
         {"places": [2], "labels": [1.0]},

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from zerozoo.language.stages import Outputs, Stage, run_stages
+from zerozoo.language.stages import Outputs, Stage, prepare, run_stages
 from zerozoo.runs.errors import UserError
 from zerozoo.runs.run import Run
 
@@ -154,3 +154,19 @@ def test_files_that_are_not_there(tmp_path):
         run_stages(Run(tmp_path / "run"), parts)
     with pytest.raises(ValueError, match="name of its own"):
         run_stages(Run(tmp_path / "twice"), [parts[0], parts[0]])
+
+
+def test_stages_before_a_training_leave_its_curves_alone(tmp_path):
+    _, parts = stages()
+    with Run(tmp_path / "run", seed=3) as run:
+        outputs = prepare(run, parts)
+        assert run.history() == []
+        assert run.samples() == []
+    inside = tmp_path / "run" / "preparation"
+    assert outputs["sft"].files["number"] == inside / "stages" / "1-sft" / "number"
+    alone = run_stages(Run(tmp_path / "alone", seed=3), stages()[1])
+    assert outputs["rl"].metrics == alone["rl"].metrics
+    assert rows(Run(inside)) == rows(Run(tmp_path / "alone"))
+    _, parts = stages(0, 3, 0)  # not called again, so it does not die
+    with Run(tmp_path / "run", seed=3) as run:
+        assert prepare(run, parts)["rl"].metrics == outputs["rl"].metrics

@@ -521,7 +521,41 @@ def test_sampler_mismatch_is_the_largest_difference_of_the_first_step() -> None:
     rollouts.samples.logprobs = updater.scores(policy.model, rollouts)
     rollouts.samples.logprobs[3, 0] += 0.125
     rollouts.samples.logprobs[12:] += 5.0  # second step: the weights have moved, nothing to compare
-    assert updater.update(rollouts)["policy/sampler_mismatch"] == pytest.approx(0.125, abs=1e-9)
+    metrics = updater.update(rollouts)
+    assert metrics["policy/sampler_mismatch"] == pytest.approx(0.125, abs=1e-9)
+    # k3 of one token, over those of the first half: log-prob of the learner minus that of the sampler is -1/8
+    assert metrics["policy/sampler_kl"] == pytest.approx((math.exp(-0.125) + 0.125 - 1) / sum(LENGTHS[:8]), rel=1e-6)
+
+
+@pytest.mark.parametrize("updates", [1, 2])
+def test_importance_weights_multiply_the_gradient_of_each_token(updates: int) -> None:
+    """The gradient is -1/M sum w A grad rho with w = min(pi_old / sampler, cap), in every gradient step."""
+    cap, algorithm = 1.5, Algorithm(clip=Clip(1.0, 1e9))
+    rollouts = credited(make_rollouts(), algorithm)
+    policy = make_policy()
+    updater = make_updater(policy, algorithm, 0.3, importance_cap=cap, updates_per_step=updates)
+    noise = torch.randn(
+        rollouts.samples.logprobs.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64
+    )
+    old = updater.scores(policy.model, rollouts)
+    written = torch.arange(old.shape[1]) < rollouts.samples.lengths[:, None]
+    rollouts.samples.logprobs = old + noise * written
+    expected = make_policy()
+    optimizer = torch.optim.SGD(expected.model.parameters(), lr=0.3)
+    for half in torch.arange(16).chunk(updates):
+        logprobs, _, response = forward(expected.model, rollouts)
+        new = torch.zeros_like(old).masked_scatter(written, logprobs[response])
+        weight = (-noise).exp().clamp(max=cap)
+        token_loss = -weight * rollouts.advantages[:, None] * (new - old).exp()
+        loss = (token_loss * written)[half].sum() / written[half].sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    updater.update(rollouts)
+    assert (weight[written] == cap).any()
+    assert (weight[written] < cap).any()
+    assert torch.allclose(weights(policy), weights(expected), atol=1e-6)  # norms are float32 inside
+    assert not torch.allclose(weights(policy), weights(make_policy()), atol=1e-3)
 
 
 # --- the choices themselves

@@ -63,6 +63,15 @@ def test_mixed_has_equal_parts() -> None:
     assert {task.level for task in easy.train} == {"easy"}
 
 
+def test_a_chain_has_three_easy_steps_and_is_no_part_of_mixed() -> None:
+    tasks = word_sums("chain", train_size=60, heldout_size=30)
+    for task in (*tasks.train, *tasks.heldout):
+        assert len(task.metadata["numbers"]) == 4
+        assert all(1 <= number <= 9 for number in task.metadata["numbers"])
+        assert len(task.metadata["operators"]) == 3
+    assert "chain" not in {task.level for task in word_sums("mixed", train_size=90, heldout_size=30).train}
+
+
 def test_determinism() -> None:
     assert word_sums("hard", 4, 50, 20) == word_sums("hard", 4, 50, 20)
     assert word_sums("hard", 4, 50, 20).heldout != word_sums("hard", 5, 50, 20).heldout

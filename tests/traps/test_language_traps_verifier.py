@@ -215,10 +215,10 @@ def forbidden(tree: ast.AST) -> list[str]:
 def test_trap_32_nothing_in_the_package_executes_text(source_trees: dict[str, ast.Module]) -> None:
     """Mistake: eval, exec, pickle or a model's own code on foreign text. Rule: none outside the sandbox."""
     # The text of code_runner is sent into the sandbox and runs there: code.py imports its path and one function. The
-    # code tasks evaluate expressions written in their own module, never a model's.
+    # code tasks and the functions to be tested evaluate expressions written in their own modules, never a model's.
     assert len(source_trees) > 60
     found = {name: len(hits) for name, tree in source_trees.items() if (hits := forbidden(tree))}
-    assert found == {"rewards/code_runner.py": 2, "tasks/code.py": 1}
+    assert found == {"rewards/code_runner.py": 2, "tasks/code.py": 1, "tasks/unit_tests.py": 1}
     importers = [
         name
         for name, tree in source_trees.items()

@@ -14,6 +14,7 @@ from zerozoo.language.selection import Selection
 from zerozoo.losses.advantages import group_centred, group_normalised, leave_one_out
 from zerozoo.losses.aggregation import AGGREGATIONS
 from zerozoo.losses.divergences import k1, k2, k3
+from zerozoo.losses.outcomes import clone_or_push, clone_or_push_clipped
 from zerozoo.losses.policy import clipped_surrogate, clipped_tokens
 from zerozoo.losses.sequence_policy import (
     batch_scaled,
@@ -79,6 +80,8 @@ def _by_token(function: Callable[[Tensor, Tensor, Tensor, float, float], Tensor]
 TOKEN_RATIO = PolicyLoss(_by_token(clipped_surrogate), _by_token(clipped_tokens))
 SEQUENCE_RATIO = PolicyLoss(gspo_surrogate, gspo_clipped_tokens)
 CLIPPED_WEIGHT = PolicyLoss(_by_token(cispo), _by_token(cispo_clipped_tokens))
+# OREAL clones right responses and pushes wrong ones down.
+CLONE_OR_PUSH = PolicyLoss(_by_token(clone_or_push), _by_token(clone_or_push_clipped))
 
 
 @dataclass(frozen=True)
@@ -124,7 +127,7 @@ class Algorithm:
             loss gives those groups a gradient.
         refill_rounds: most extra rounds of sampling in which groups of equal rewards are replaced by fresh tasks
             (dynamic sampling of DAPO); 0 is off, as in the paper.
-        policy_loss: what is minimised at each token: `TOKEN_RATIO`, `SEQUENCE_RATIO`, `CLIPPED_WEIGHT`, or your own.
+        policy_loss: what is minimised at each token: `TOKEN_RATIO` or another of those below it, or your own.
         selection: which rows are trained on; None: all.
     """
 

@@ -69,8 +69,8 @@ def microbatches(
     """
     if can_pack(model):
         sequences = rollouts.sequences(rows)
-        responses = [[*response, *[0] * states] for response in sequences.responses]
-        filled = fill_by_tokens(sequences.prompts, responses, budget, share_prompts)
+        longer = [[*response, *[0] * states] for response in sequences.responses]
+        filled = fill_by_tokens(sequences.prompts, longer, budget, share_prompts)
         return [MicroBatch([rows[i] for i in part], share_prompts, tokens, tokens) for part, tokens in filled]
     groups: dict[int, list[int]] = {}
     for row in rows:

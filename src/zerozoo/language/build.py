@@ -27,6 +27,7 @@ from zerozoo.language.device import Machine
 from zerozoo.language.lora import add_lora, merge_lora
 from zerozoo.language.models import LanguageModel, as_dtype, load_model, save_model
 from zerozoo.language.parallel import ALONE, Ranks, ShardedSampler, ShardedVerifier
+from zerozoo.language.precision import importance_cap
 from zerozoo.language.rollouts import Rollouts
 from zerozoo.language.samplers.interface import Sampler
 from zerozoo.language.samplers.native import NativeSampler
@@ -120,6 +121,7 @@ def make_update_settings(config: Any, machine: Machine) -> UpdateSettings:
         share_prompts=config.share_prompts,
         max_gradient_norm=config.max_gradient_norm,
         temperature=config.temperature,
+        importance_cap=importance_cap(config),
     )
 
 
@@ -192,23 +194,31 @@ def make_critic_settings(config: Any) -> CriticSettings:
 
 
 def open_critic(
-    config: Any, settings: CriticSettings, policy: LanguageModel, machine: Machine, ranks: Ranks = ALONE
+    config: Any,
+    settings: CriticSettings,
+    policy: LanguageModel,
+    machine: Machine,
+    ranks: Ranks = ALONE,
+    values: ValueModel | None = None,
 ) -> Critic:
     """A critic from the checkpoint `config.critic`, or the policy's where that is "", with an optimiser of its own.
 
     All its weights are trained, also where the policy has adapters. Raises UserError for a checkpoint that splits text
     into other tokens than the policy.
+
+    values: the value model to take in place of the checkpoint with a head of zeros; a reward model's, head and all.
     """
-    model = load_model(config.critic or config.model, dtype="float32", device=machine.device)
+    if values is None:
+        values = ValueModel(load_model(config.critic or config.model, dtype="float32", device=machine.device))
+    model = values.language_model
     if model.tokenizer.get_vocab() != policy.tokenizer.get_vocab():
         raise UserError(
-            f"The critic {config.critic} splits text into other tokens than {config.model}: take a checkpoint of the"
+            f"The critic {model.name} splits text into other tokens than {config.model}: take a checkpoint of the"
             " same family."
         )
     model.autocast = as_dtype(machine.autocast) if machine.autocast else None
     if config.gradient_checkpointing:
         model.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    values = ValueModel(model)
     optimizer = torch.optim.AdamW(
         values.parameters(), lr=config.critic_learning_rate, weight_decay=config.weight_decay, fused=True
     )

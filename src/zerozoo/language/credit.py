@@ -33,6 +33,10 @@ class Credit:
         """
         raise NotImplementedError
 
+    def kl_weights(self, rollouts: Rollouts) -> Tensor | None:
+        """(N, T) factors on the coefficient of a KL in the loss at each token; None: 1 everywhere."""
+        return None
+
     def learn(self) -> dict[str, float]:
         """Learn from the rollouts that `give` saw last; metrics, means per token or per gradient step."""
         return {}

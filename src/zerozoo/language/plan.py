@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,12 @@ import torch
 from transformers import PretrainedConfig
 
 from zerozoo.language.device import Machine
-from zerozoo.language.factory import SIZES
+from zerozoo.language.factory import SIZES, Training
+from zerozoo.language.families import CHARACTERS
 from zerozoo.language.models import hub_is_known
+from zerozoo.language.unit_test_factory import SIZES as TEST_WRITERS
 from zerozoo.language.zoo import recommended
+from zerozoo.tasks.unit_tests import vocabulary
 from zerozoo.tasks.word_sums import ALPHABET
 
 GIB = 2**30
@@ -64,22 +68,22 @@ PUBLISHED = {
     "Qwen/Qwen2.5-Math-7B": ModelSize(28, 3584, 18944, 28, 4, 152064),
 }
 
-SPECIAL_TOKENS = 4  # of the tiny base models, besides their alphabet
+SPECIAL_TOKENS = 4  # of the models made here, besides their characters and pieces
+
+
+def _made_here(recipe: Training, texts: Collection[str]) -> ModelSize:
+    tokens = len(texts) + SPECIAL_TOKENS
+    return ModelSize(recipe.layers, recipe.hidden, recipe.intermediate, recipe.heads, recipe.heads, tokens, tied=True)
+
+
 # Made or unpacked on first use, which takes minutes: a plan must not wait for that.
 BUILT_IN_SIZES = {
     "smollm2-135m": ModelSize(30, 576, 1536, 9, 3, 49152, tied=True),
     **{
-        name: ModelSize(
-            size.layers,
-            size.hidden,
-            size.intermediate,
-            size.heads,
-            size.heads,
-            len(ALPHABET) + SPECIAL_TOKENS,
-            tied=True,
-        )
-        for name, size in (("tiny-base", SIZES["base"]), ("tiny-base-micro", SIZES["micro"]))
+        name: _made_here(recipe, ALPHABET)
+        for name, recipe in (("tiny-base", SIZES["base"]), ("tiny-base-micro", SIZES["micro"]))
     },
+    **{name: _made_here(recipe, {*CHARACTERS, *vocabulary()}) for name, recipe in TEST_WRITERS.items()},
 }
 
 

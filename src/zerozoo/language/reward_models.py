@@ -176,7 +176,13 @@ def save_reward_model(model: RewardModel, directory: str | Path) -> None:
         about = {"mean": model.mean, "deviation": model.deviation, "about": model.about}
         (working / ABOUT).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
 
-    write_directory(Path(directory).expanduser().absolute(), build, replace=True)
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        write_directory(Path(directory).expanduser().absolute(), build, replace=True)
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
 
 
 def load_reward_model(directory: str | Path, dtype: str = "float32", device: str = "cpu") -> RewardModel:

@@ -31,6 +31,8 @@ class Rollouts:
             that do; False for those that an environment wrote into the response.
         token_rewards: (N, T) float32 rewards of single tokens besides `rewards`, as those of steps, zero where padded;
             None where there are none.
+        kl_weights: (N, T) float32 factors on the coefficient of a KL in the loss at each token; None: 1 everywhere.
+        step: of the loop that drew them, from 1; 0 outside of one.
     """
 
     tasks: list[Task]
@@ -41,6 +43,8 @@ class Rollouts:
     advantages: Tensor = field(default_factory=lambda: torch.empty(0))
     trained: Tensor = field(default_factory=lambda: torch.empty(0))
     token_rewards: Tensor | None = None
+    kl_weights: Tensor | None = None
+    step: int = 0
 
     def __post_init__(self) -> None:
         if not len(self.advantages):
@@ -83,6 +87,10 @@ class Rollouts:
         """(M,) advantages of all tokens behind one another; (N,) of the rows where tokens have none of their own."""
         return self.advantages if self.advantages.ndim == 1 else self.advantages[self.written()]
 
+    def metrics(self) -> dict[str, float]:
+        """What rollouts of this kind can tell beyond rewards and lengths."""
+        return {}
+
     def with_row_advantages(self) -> Rollouts:
         """The same with one advantage a row, the mean over its tokens: what a log has room for."""
         if self.advantages.ndim == 1:
@@ -108,6 +116,8 @@ class Rollouts:
             advantages=self.advantages[rows],
             trained=self.trained[rows],
             token_rewards=None if self.token_rewards is None else self.token_rewards[rows],
+            kl_weights=None if self.kl_weights is None else self.kl_weights[rows],
+            step=self.step,
         )
 
     def take_groups(self, groups: Sequence[int]) -> Rollouts:

@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 from zerozoo.language.rollouts import Rollouts
+from zerozoo.losses.advantages import informative_groups
 from zerozoo.losses.filters import RANK_FILTERS, keep_by_rank, one_right_one_wrong, pass_rate_band
 from zerozoo.rewards.verifier import Verdict
 from zerozoo.runs.errors import UserError
 
 Keep = Callable[[Rollouts, torch.Generator], Tensor]
+Judge = Callable[[Rollouts], Tensor]
 
 
 @dataclass(frozen=True)
@@ -44,9 +46,22 @@ def by_pass_rate(low: float, high: float) -> Selection:
     return Selection(partial(_pass_rate, low, high))
 
 
-def one_pair() -> Selection:
-    """One right and one wrong response of each group that has both. See `filters.one_right_one_wrong`."""
-    return Selection(_pair)
+def right_and_ended(rollouts: Rollouts) -> Tensor:
+    """(N,) bool: right, and not cut off at the length limit."""
+    return right(rollouts) & rollouts.samples.stopped
+
+
+def one_pair(ended: bool = False) -> Selection:
+    """One right and one wrong response of each group that has both. See `filters.one_right_one_wrong`.
+
+    ended: a response that was cut off counts as wrong.
+    """
+    return Selection(partial(_pair, right_and_ended if ended else right))
+
+
+def mixed_groups(ended: bool = False) -> Selection:
+    """All responses of the groups that have right and wrong ones; `ended` as in `one_pair`."""
+    return Selection(partial(_mixed, right_and_ended if ended else right))
 
 
 def by_rank(name: str, before_credit: bool = True) -> Selection:
@@ -63,8 +78,12 @@ def _pass_rate(low: float, high: float, rollouts: Rollouts, generator: torch.Gen
     return pass_rate_band(right(rollouts).float(), rollouts.groups, low, high)
 
 
-def _pair(rollouts: Rollouts, generator: torch.Generator) -> Tensor:
-    return one_right_one_wrong(right(rollouts), rollouts.groups, generator)
+def _pair(judge: Judge, rollouts: Rollouts, generator: torch.Generator) -> Tensor:
+    return one_right_one_wrong(judge(rollouts), rollouts.groups, generator)
+
+
+def _mixed(judge: Judge, rollouts: Rollouts, generator: torch.Generator) -> Tensor:
+    return informative_groups(judge(rollouts).float(), rollouts.groups)
 
 
 def _rank(name: str, rollouts: Rollouts, generator: torch.Generator) -> Tensor:

@@ -28,7 +28,7 @@ class ZeroRLConfig:
 
     # Reward
 
-    reward: str = "correctness"  # correctness, strict, mix, independent, or package.module:function
+    reward: str = "correctness"  # correctness, plus-minus, strict, mix, independent, or package.module:function
     extractor: str = ""  # how the final answer is found: lenient, boxed, first-number, last-number; "": the task's
 
     # Rollouts
@@ -79,6 +79,8 @@ class ZeroRLConfig:
     rows_at_once: int = 0  # responses written side by side; 0: what suits the device
     share_prompts: bool = True  # run the prompt of a group once in the update, where that is possible
     packed: bool = False  # rows behind one another in place of padding, where prompts are not shared
+    precision: str = "full"  # or, on a CPU, int8-rollout (responses in int8), int8-backward (gradients), int8 (both)
+    importance_cap: float = 2.0  # most that a token written in int8 weighs in the loss; 0: its weight is 1
     gradient_checkpointing: bool = False  # less memory, more time
     profile: bool = False  # measure memory by phase, and show at the end where the time went
 
@@ -89,6 +91,29 @@ class GroupConfig(ZeroRLConfig):
 
     advantage: str = "group-normalised"  # or group-centred, leave-one-out, batch-scaled
     skip_uninformative: bool = True  # leave groups of equal rewards out of the update; changes no gradient
+
+
+@dataclass(frozen=True)
+class CriticConfig(ZeroRLConfig):
+    """Credit by token from a critic that learns along (PPO). The numbers are those of Open-Reasoner-Zero."""
+
+    gamma: float = 1.0  # discount of a token
+    lam: float = 1.0  # lambda of the advantages
+    length_alpha: float = 0.0  # above 0: lambda is 1 - 1 / (length_alpha * length) instead (VAPO: 0.05)
+    critic_lam: float = 1.0  # lambda of what the critic learns
+    bootstrap: bool = True  # the value at the end of a truncated response counts; not that at a true end
+    whiten: bool = True  # advantages of a step to mean 0 and deviation 1
+    critic: str = ""  # the critic's checkpoint, for instance a reward model; "": the policy's
+    critic_learning_rate: float = 5e-6  # of AdamW
+    critic_updates: int = 12  # its gradient steps in a pass over a rollout, at most one for each problem
+    value_clip: float = 0.2  # a value moves at most so far in a step; 0: no limit
+    frozen_steps: int = 0  # first steps in which only the critic learns
+
+    @property
+    def advantage(self) -> str:
+        """What the plan calls it."""
+        lam = f"1 - 1/({self.length_alpha:g} length)" if self.length_alpha else f"{self.lam:g}"
+        return f"GAE (lambda {lam})"
 
 
 # Fields that a resumed run may change.

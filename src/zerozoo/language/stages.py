@@ -82,6 +82,17 @@ def run_stages(run: Run, stages: Sequence[Stage], ranks: Ranks = ALONE) -> dict[
     return outputs
 
 
+def prepare(run: Run, stages: Sequence[Stage], ranks: Ranks = ALONE) -> dict[str, Outputs]:
+    """Stages before a training that is the run itself: they log, save and resume in its folder "preparation".
+
+    So the curves of the run are those of its own training. Returns and raises as `run_stages`.
+    """
+    inside = Run(run.path("preparation"), run.seed)
+    inside.recipe, inside.config, inside.say, inside.writes = run.recipe, run.config, run.say, run.writes
+    with inside:
+        return run_stages(inside, stages, ranks)
+
+
 class _StageRun(Run):
     """The run of a stage, which passes on what it logs to the run around it."""
 

@@ -82,17 +82,20 @@ def fit_tasks(
         fitting[part] = kept
     tasks = replace(tasks, train=fitting["training"], heldout=fitting["held-out"])
     if config.split == AUTO:
-        rates = _pass_rates(config, tasks, policy, sampler, run, ranks)
+        rates = pass_rates(config, tasks, policy, sampler, run, ranks)
         kept = select_informative(tasks.train, rates, config.samples_per_prompt, AUTO_MINIMUM)
         run.say(f"split auto: {len(kept)} of {len(tasks.train)} problems give mixed groups often enough.")
         tasks = replace(tasks, train=kept)
     return tasks
 
 
-def _pass_rates(
+def pass_rates(
     config: Any, tasks: TaskSet, policy: LanguageModel, sampler: Sampler, run: Run, ranks: Ranks
 ) -> dict[str, float]:
-    """Pass rate of the untrained model on every training problem; measured once and kept in the run directory."""
+    """Pass rate of the untrained model on every training problem, by task id; measured once, kept in the run directory.
+
+    It draws `config.samples_per_prompt` responses to each.
+    """
     path = run.path("pass_rates.json")
     known = ranks.from_first(lambda: json.loads(path.read_text(encoding="utf-8")) if path.exists() else None)
     if known is not None:

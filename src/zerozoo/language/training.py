@@ -12,29 +12,35 @@ from typing import Any, TypeVar
 from zerozoo.language.algorithm import Algorithm
 from zerozoo.language.build import (
     check_numbers,
+    make_critic_settings,
     make_loop_settings,
     make_optimizer,
     make_reference,
     make_sampler,
     make_update_settings,
+    open_critic,
     open_policy,
     open_verifier,
     prompt_maker,
     save_policy,
 )
 from zerozoo.language.credit import Credit
+from zerozoo.language.critic import ValueModel
 from zerozoo.language.device import Machine, choose_machine
 from zerozoo.language.models import LanguageModel
 from zerozoo.language.parallel import Ranks, join_ranks
-from zerozoo.language.plan import describe_plan
+from zerozoo.language.plan import GIB, describe_plan, model_size
+from zerozoo.language.precision import rollout_sampler, set_gradients
 from zerozoo.language.samplers.interface import Decoding
 from zerozoo.language.task_choice import fit_tasks, load_tasks_for
+from zerozoo.language.turns import TurnSampler
 from zerozoo.language.update import Updater
 from zerozoo.language.zero_rl import ExtraReward, ZeroRL
 from zerozoo.language.zoo import recommended
 from zerozoo.rewards.terms import load_reward
 from zerozoo.runs.errors import UserError
 from zerozoo.runs.run import Run
+from zerozoo.tasks.task import TaskSet
 
 Config = TypeVar("Config", bound=Any)
 
@@ -68,6 +74,8 @@ def train_zero_rl(
     credit: Callable[[Parts], Credit] | None = None,
     extra_reward: ExtraReward | None = None,
     frozen_steps: int = 0,
+    instructions: tuple[str, ...] = (),
+    tasks: TaskSet | None = None,
 ) -> dict[str, float]:
     """Run to `config.steps`, resuming where the run directory stands; the final held-out metrics.
 
@@ -76,32 +84,41 @@ def train_zero_rl(
         credit: makes what gives the credit, once the policy is there; None: the algorithm's advantage, over groups.
         extra_reward: added to the rewards of the verdicts, see `ZeroRL`.
         frozen_steps: first steps in which only the credit learns.
+        instructions: fixed texts, each of which asks for another turn; see `turns`.
+        tasks: the problems, in place of those that the config names.
     """
     if frozen_steps < 0:
         raise UserError(f"frozen_steps is {frozen_steps}, but must not be negative.")
     machine = choose_machine(config.device, config.dtype, config.tokens_per_microbatch, config.rows_at_once)
-    reward, tasks = load_reward(config.reward), load_tasks_for(config)
+    reward, tasks = load_reward(config.reward), tasks or load_tasks_for(config)
     ranks, policy = join_ranks(machine.device), open_policy(config, machine)
     sampler = make_sampler(config.sampler, policy, machine, ranks)
     tasks = fit_tasks(config, tasks, policy, sampler, run, ranks)
+    set_gradients(config, policy)
     optimizer = make_optimizer(policy, config.learning_rate, config.weight_decay)
     updater = Updater(policy, optimizer, algorithm, make_update_settings(config, machine), ranks)
+    decoding = Decoding(config.max_new_tokens, config.temperature, stop_strings=tasks.stop)
+    prompt = prompt_maker(policy, tasks.template)
+    writer = rollout_sampler(config, sampler, policy, [prompt(task) for task in tasks.train], decoding)
     with open_verifier(tasks, ranks) as verifier:
+        episodes = TurnSampler(policy, sampler, verifier, reward, decoding, instructions) if instructions else None
         metrics = ZeroRL(
             policy=policy,
-            sampler=sampler,
+            sampler=writer,
             tasks=tasks,
-            prompt=prompt_maker(policy, tasks.template),
+            prompt=prompt,
             verifier=verifier,
             reward=reward,
             algorithm=algorithm,
             updater=updater,
-            decoding=Decoding(config.max_new_tokens, config.temperature, stop_strings=tasks.stop),
+            decoding=decoding,
             settings=replace(make_loop_settings(config), frozen_steps=frozen_steps),
             run=run,
             reference=make_reference(policy, updater) if algorithm.kl.coefficient else None,
             credit=credit(Parts(policy, machine, ranks)) if credit else None,
             extra_reward=extra_reward,
+            episodes=episodes,
+            evaluation_sampler=sampler,
             ranks=ranks,
             profile=config.profile,
         ).train()
@@ -114,3 +131,36 @@ def plan_zero_rl(config: Any) -> list[tuple[str, str]]:
     return describe_plan(
         config, choose_machine(config.device, config.dtype, config.tokens_per_microbatch, config.rows_at_once)
     )
+
+
+def train_with_critic(
+    config: Any,
+    run: Run,
+    algorithm: Algorithm,
+    extra_reward: ExtraReward | None = None,
+    tasks: TaskSet | None = None,
+    values: Callable[[Machine], ValueModel] | None = None,
+) -> dict[str, float]:
+    """PPO: as `train_zero_rl`, credit by token from a critic. `config` has the fields of `settings.CriticConfig`.
+
+    values: makes the value model that the critic begins as, in place of the checkpoint `config.critic`.
+    """
+    wanted = make_critic_settings(config)
+
+    def critic(parts: Parts) -> Credit:
+        made = values(parts.machine) if values else None
+        return open_critic(config, wanted, parts.policy, parts.machine, parts.ranks, made)
+
+    return train_zero_rl(config, run, algorithm, critic, extra_reward, config.frozen_steps, tasks=tasks)
+
+
+def plan_with_critic(config: Any) -> list[tuple[str, str]]:
+    """As `plan_zero_rl`, and what the critic takes."""
+    lines, size = plan_zero_rl(config), model_size(config.critic or config.model)
+    if size is None:
+        return lines
+    words = (
+        f"{size.parameters / 1e6:,.0f}M parameters of its own: weights, gradients and Adam's moments take about"
+        f" {16 * size.parameters / GIB:.1f} GiB beside the memory above"
+    )
+    return [*lines, ("critic", words)]

@@ -222,6 +222,11 @@ class Bench:
             raise UserError("Say which problems to take with --data.")
         return self.problems
 
+    def decoding(self) -> Decoding:
+        """How responses to the problems are drawn; the config is a `SamplingConfig`."""
+        config = self.config
+        return Decoding(config.max_new_tokens, config.temperature, stop_strings=self.tasks().stop)
+
     def draw(self) -> Rollouts:
         """Responses of the untrained policy to the training problems, judged; the numbers depend on the seed alone."""
         tasks, config = self.tasks(), self.config
@@ -233,7 +238,7 @@ class Bench:
             chosen,
             [prompt(task) for task in chosen],
             self.verifier,
-            Decoding(config.max_new_tokens, config.temperature, stop_strings=tasks.stop),
+            self.decoding(),
             Streams(config.seed).torch("examples"),
             samples=config.samples_per_prompt,
         )
@@ -285,11 +290,12 @@ class Bench:
 
 
 @contextmanager
-def open_bench(config: Any, run: Run) -> Iterator[Bench]:
-    """The parts that a config names; the verifier is closed at the end."""
+def open_bench(config: Any, run: Run, tasks: TaskSet | None = None) -> Iterator[Bench]:
+    """The parts that a config names, with `tasks` in place of its problems; the verifier is closed at the end."""
     check_tuning(config)
     machine = choose_machine(config.device, config.dtype, config.tokens_per_microbatch, config.rows_at_once)
-    tasks = load_tasks_for(config) if config.data or not config.examples else None
+    if tasks is None and (config.data or not config.examples):
+        tasks = load_tasks_for(config)
     ranks, policy = join_ranks(machine.device), open_policy(config, machine)
     sampler = make_sampler("native", policy, machine, ranks)
     if tasks is None:

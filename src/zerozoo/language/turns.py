@@ -14,11 +14,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from zerozoo.language.evaluation import Evaluation, sampling_metrics
 from zerozoo.language.models import LanguageModel
 from zerozoo.language.rollouts import Rollouts
 from zerozoo.language.samplers.interface import Decoding, Sampler, Samples
 from zerozoo.rewards.verifier import Verdict, Verification, Verifier
 from zerozoo.runs.errors import UserError
+from zerozoo.runs.statistics import proportion_interval
 from zerozoo.tasks.task import Task
 
 
@@ -174,6 +176,21 @@ class TurnSampler:
                 f"An episode would have up to {longest + self.decoding.max_new_tokens} tokens, but the model has room"
                 f" for {self.policy.max_context}: lower max_new_tokens."
             )
+
+
+def evaluate_turns(
+    episodes: TurnSampler, tasks: Sequence[Task], prompts: Sequence[list[int]], generator: torch.Generator
+) -> Evaluation:
+    """One episode to every task, judged; as `evaluate_tasks`. The accuracy is that of the last turn."""
+
+    def is_right(verification: Verification) -> float:
+        return float(verification.verdict is Verdict.RIGHT)
+
+    rollouts = dataclasses.replace(episodes, reward=is_right).collect(tasks, prompts, 1, generator)
+    interval = proportion_interval(int(rollouts.rewards.sum()), len(tasks))
+    metrics = {"accuracy": interval.value, "low": interval.low, "high": interval.high}
+    metrics |= sampling_metrics(rollouts) | rollouts.metrics()
+    return Evaluation(rollouts, metrics, rollouts.rewards.view(len(tasks), 1).bool())
 
 
 def _rows(samples: Samples) -> list[list[int]]:

@@ -15,6 +15,8 @@ from zerozoo.language.models import LanguageModel
 from zerozoo.language.parallel import ALONE, Ranks
 from zerozoo.language.rollouts import Rollouts
 from zerozoo.losses.aggregation import token_weights
+from zerozoo.losses.divergences import k3
+from zerozoo.losses.weights import truncated_importance_weight
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,8 @@ class UpdateSettings:
         share_prompts: run the prompt of a group once where that is possible; changes time, not the numbers.
         max_gradient_norm: gradients are scaled down to this norm.
         temperature: the sampling temperature, which the log-probs must share (trap 10).
+        importance_cap: above 0, the loss of a token is weighted by the ratio of the learner's probability before the
+            update to the sampler's, at most this (`losses.weights`); for samplers that compute otherwise.
     """
 
     updates_per_step: int = 1
@@ -38,6 +42,7 @@ class UpdateSettings:
     share_prompts: bool = True
     max_gradient_norm: float = 1.0
     temperature: float = 1.0
+    importance_cap: float = 0.0
 
 
 class Updater:
@@ -181,11 +186,15 @@ class Updater:
         before = logprobs.detach() if old is None else tokens.of_tokens(old)
         arguments = (logprobs, before, tokens.advantages(), tokens.lengths, clip.low, clip.high)
         token_loss = algorithm.policy_loss.tokens(*arguments)
+        behaviour = tokens.of_tokens(rollouts.samples.logprobs)
+        if self.settings.importance_cap:
+            token_loss = truncated_importance_weight(before, behaviour, self.settings.importance_cap) * token_loss
         if algorithm.entropy_coefficient:
             token_loss = token_loss - algorithm.entropy_coefficient * entropy
         if reference is not None:
             divergence = algorithm.kl.estimator(logprobs, tokens.of_tokens(reference))
-            token_loss = token_loss + algorithm.kl.coefficient * divergence
+            weighted = divergence if rollouts.kl_weights is None else tokens.of_tokens(rollouts.kl_weights) * divergence
+            token_loss = token_loss + algorithm.kl.coefficient * weighted
             totals.kl = totals.kl + divergence.detach().sum()
         loss = (weight * token_loss).sum()
         totals.tokens += len(logprobs)
@@ -193,8 +202,9 @@ class Updater:
         totals.entropy = totals.entropy + entropy.detach().sum()
         totals.clipped = totals.clipped + algorithm.policy_loss.clipped(*arguments).sum()
         if not totals.norms:  # later steps have moved the weights: only the first compares like with like
-            behaviour = tokens.of_tokens(rollouts.samples.logprobs)
             totals.mismatch = torch.maximum(totals.mismatch.to(device), (logprobs.detach() - behaviour).abs().max())
+            totals.mismatch_kl = totals.mismatch_kl + k3(behaviour, logprobs.detach()).sum()
+            totals.compared += len(logprobs)
         return loss
 
 
@@ -253,6 +263,8 @@ class _Totals:
         self.clipped = torch.zeros(())
         self.kl = torch.zeros(())
         self.mismatch = torch.zeros(())
+        self.mismatch_kl = torch.zeros(())
+        self.compared = 0  # tokens of the first gradient step
         self.norms: list[Tensor] = []
 
     def add(self, ranks: Ranks) -> None:
@@ -261,12 +273,13 @@ class _Totals:
             return
         sums = torch.stack([torch.as_tensor(float(one)) for one in self._sums()]).double()
         ranks.add([sums])
-        self.loss, self.entropy, self.clipped, self.kl = sums[:4].unbind()
-        self.tokens, self.positions, self.padded = (int(one) for one in sums[4:])
+        self.loss, self.entropy, self.clipped, self.kl, self.mismatch_kl = sums[:5].unbind()
+        self.tokens, self.positions, self.padded, self.compared = (int(one) for one in sums[5:])
         self.mismatch = torch.as_tensor(ranks.highest(float(self.mismatch)))
 
     def _sums(self) -> tuple[float | Tensor, ...]:
-        return self.loss, self.entropy, self.clipped, self.kl, self.tokens, self.positions, self.padded
+        averaged = self.loss, self.entropy, self.clipped, self.kl, self.mismatch_kl
+        return *averaged, self.tokens, self.positions, self.padded, self.compared
 
     def metrics(self) -> dict[str, float]:
         """Means per token of the rows in the update; entropy in nats, whatever the aggregation (trap 28).
@@ -289,6 +302,7 @@ class _Totals:
                 "policy/clip_fraction": float(self.clipped) / self.tokens,
                 "policy/gradient_norm": float(torch.stack(self.norms).mean()),
                 "policy/sampler_mismatch": float(self.mismatch),
+                "policy/sampler_kl": float(self.mismatch_kl) / max(1, self.compared),
             }
             if self.has_kl:
                 result["policy/kl"] = float(self.kl) / self.tokens

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
@@ -21,6 +21,7 @@ from zerozoo.language.profile import peak_memory, reset_peak_memory, write_machi
 from zerozoo.language.rollouts import Rollouts, join_rollouts, verify_samples
 from zerozoo.language.samplers.interface import Decoding, Sampler
 from zerozoo.language.snapshot import restore, snapshot
+from zerozoo.language.turns import TurnSampler, evaluate_turns
 from zerozoo.language.update import Updater
 from zerozoo.losses.advantages import informative_groups
 from zerozoo.rewards.verifier import Verification, Verifier
@@ -82,7 +83,8 @@ class ZeroRL:
         reference: log-probs of the frozen start, (rollouts) -> (N, T); needed by a KL term only.
         credit: from rewards to advantages; None: the algorithm's advantage, over the groups.
         extra_reward: what is added to the rewards of the verdicts: (N,) of responses, or (N, T) of tokens. It has no
-            say in which groups are replaced by `refill_rounds`.
+            say in which groups are replaced by `refill_rounds`. Where it has a method `metrics`, what that says of the
+            rollouts seen last goes into the row of the step.
         sampler: draws from the policy's current weights.
         tasks: training and held-out problems.
         prompt: token ids of a task's prompt; the same in training and evaluation.
@@ -90,6 +92,9 @@ class ZeroRL:
         reward: verdict -> reward.
         decoding: how training responses are drawn.
         run: directory, streams and metrics.
+        episodes: draws and judges episodes of several turns in place of single responses, in training and evaluation;
+            they cannot be replaced by `refill_rounds`.
+        evaluation_sampler: answers the held-out problems; None: `sampler`.
         ranks: the processes that train together; sampler, verifier and updater must know of them, too.
         profile: also measure the memory of every phase and the speed of the machine (see `profile`).
     """
@@ -108,6 +113,8 @@ class ZeroRL:
     reference: Callable[[Rollouts], Tensor] | None = None
     credit: Credit | None = None
     extra_reward: ExtraReward | None = None
+    episodes: TurnSampler | None = None
+    evaluation_sampler: Sampler | None = None
     ranks: Ranks = ALONE
     profile: bool = False
     seconds: dict[str, float] = field(default_factory=dict)
@@ -125,6 +132,8 @@ class ZeroRL:
         kl = self.algorithm.kl
         if kl.coefficient and self.reference is None:
             raise ValueError("a KL term needs a reference")
+        if self.episodes is not None and self.algorithm.refill_rounds:
+            raise UserError("Episodes of several turns cannot be replaced by fresh ones: set refill_rounds to 0.")
         self.deck = Deck(self.tasks.train, self.settings.prompts_per_step, self.run.stream("tasks"))
         self.creditor = self.credit or GroupCredit(self.algorithm.advantage)
         self.base_rates = _rates(self.updater.optimizer)
@@ -172,6 +181,7 @@ class ZeroRL:
         began = time.perf_counter()
         self._set_rates(self.settings.learning_rate_factor(step))
         rollouts, metrics = self._collect()
+        rollouts.step = step
         with self._timed("score"):
             metrics |= self._add_reward(rollouts)
         with self._timed("credit"):
@@ -205,9 +215,9 @@ class ZeroRL:
             names = {"accuracy", "low", "high"}
             metrics |= {f"heldout/{mode}_{name}": value for name, value in result.metrics.items() if name in names}
             metrics |= {
-                f"heldout/{mode}_{name.removeprefix('response/')}": value
+                f"heldout/{mode}_{name.partition('/')[2]}": value
                 for name, value in result.metrics.items()
-                if name.startswith("response/")
+                if name.startswith(("response/", "turns/"))
             }
             if sampled:
                 rows = result.rollouts.rows_for_log(step, spell=self._spell)
@@ -218,9 +228,11 @@ class ZeroRL:
     def _answer_heldout(self, decoding: Decoding, step: int) -> Evaluation:
         tasks = self.tasks.heldout
         generator = Streams(self.run.seed).torch(f"evaluation/{step}")
-        return evaluate_tasks(
-            self.sampler, tasks, [self.prompt(task) for task in tasks], self.verifier, decoding, generator
-        )
+        prompts = [self.prompt(task) for task in tasks]
+        if self.episodes is not None:
+            return evaluate_turns(replace(self.episodes, decoding=decoding), tasks, prompts, generator)
+        sampler = self.evaluation_sampler or self.sampler
+        return evaluate_tasks(sampler, tasks, prompts, self.verifier, decoding, generator)
 
     def _log_step(self, step: int) -> None:
         last = step == self.settings.steps
@@ -260,6 +272,11 @@ class ZeroRL:
 
     def _sample_and_score(self, tasks: list[Task]) -> Rollouts:
         prompts = [self.prompt(task) for task in tasks]
+        if self.episodes is not None:
+            with self._timed("sample"):  # judging included
+                return self._masked(
+                    self.episodes.collect(tasks, prompts, self.settings.samples_per_prompt, self.run.stream("sampler"))
+                )
         with self._timed("sample"):
             samples = self.sampler.sample(
                 prompts, self.settings.samples_per_prompt, self.decoding, self.run.stream("sampler")
@@ -269,9 +286,13 @@ class ZeroRL:
             rewards = torch.tensor([self.reward(one) for one in verifications], dtype=torch.float32)
         if not samples.stopped.any() and not rewards.any():
             self.run.say("Every response was cut off at max_new_tokens and earned nothing: raise max_new_tokens.")
-        rollouts = Rollouts(tasks, prompts, samples, verifications, rewards)
+        return self._masked(Rollouts(tasks, prompts, samples, verifications, rewards))
+
+    def _masked(self, rollouts: Rollouts) -> Rollouts:
+        """The same with truncated rows out of the loss, where the algorithm wants it."""
         if self.algorithm.overlong == "mask":
-            rollouts.trained = samples.stopped.clone()
+            stopped = rollouts.samples.stopped
+            rollouts.trained = rollouts.trained & (stopped if rollouts.trained.ndim == 1 else stopped[:, None])
         return rollouts
 
     def _describe(self, rollouts: Rollouts) -> dict[str, float]:
@@ -292,6 +313,7 @@ class ZeroRL:
             "tokens/drawn": float(rollouts.samples.drawn),
             "tokens/rows": float(len(rollouts)),
             **sampling_metrics(rollouts),
+            **rollouts.metrics(),
         }
 
     def _add_reward(self, rollouts: Rollouts) -> dict[str, float]:
@@ -303,7 +325,7 @@ class ZeroRL:
             rollouts.rewards = rollouts.rewards + extra
         else:
             rollouts.token_rewards = extra
-        return {"reward/extra": float(extra.sum()) / len(rollouts)}
+        return {"reward/extra": float(extra.sum()) / len(rollouts), **getattr(self.extra_reward, "metrics", dict)()}
 
     def _credit(self, rollouts: Rollouts) -> _Logprobs:
         """Fill in the advantages, and mark as not trained what the selection leaves out."""
@@ -312,6 +334,8 @@ class ZeroRL:
         if selection is not None:
             kept = selection.keep(rollouts, self.run.stream("selection"))
             rows = kept.nonzero()[:, 0] if selection.before_credit else rows
+            if rollouts.trained.ndim == 1:  # what gives the credit may look at it; of tokens it tells who wrote them
+                rollouts.trained = rollouts.trained & kept
         logprobs = _Logprobs(None, None)
         if len(rows):
             part = rollouts if len(rows) == len(rollouts) else rollouts.take_rows(rows)
@@ -320,7 +344,9 @@ class ZeroRL:
                 kl = self.algorithm.kl.estimator(logprobs.policy, logprobs.reference)
             advantages = self.creditor.give(part, kl, self.algorithm.kl.coefficient)
             rollouts.advantages = _spread(advantages, rows, len(rollouts))
-        rollouts.trained = rollouts.trained & (kept if rollouts.trained.ndim == 1 else kept[:, None])
+        rollouts.kl_weights = self.creditor.kl_weights(rollouts)
+        if rollouts.trained.ndim == 2:
+            rollouts.trained = rollouts.trained & kept[:, None]
         return _Logprobs(*(None if one is None else _spread(one, rows, len(rollouts)) for one in logprobs))
 
     def _logprobs(self, rollouts: Rollouts) -> _Logprobs:

@@ -3,7 +3,8 @@
 Sources: arXiv 2503.18892, section 3.1 (`correctness`, `strict`; it states only the -1, the 0 for wrong-but-boxed is our
 reading) and the project's first version (`mix`; `independent` is an option of its released reward file). A response
 whose gold is unscorable earns 0 under each of them: nothing is known about it, and a penalty for its form alone
-would be all that its group learns from.
+would be all that its group learns from. `plus-minus` is the reward of OREAL's released code (arXiv 2502.06781),
+`boxed` that of RLSP's (arXiv 2502.06773); `none` leaves everything to a learned reward.
 """
 
 from __future__ import annotations
@@ -35,11 +36,20 @@ def _term(right_boxed: float, right: float, wrong_boxed: float, wrong: float, na
     return reward
 
 
+def score(verification: Verification) -> float:
+    """The verifier's own score, for verifiers that grade."""
+    return 0.0 if verification.verdict is Verdict.UNSCORABLE else verification.score
+
+
 REWARDS: dict[str, Reward] = {
     "correctness": _term(1.0, 1.0, 0.0, 0.0, "correctness"),
+    "plus-minus": _term(1.0, 1.0, -1.0, -1.0, "plus-minus"),
     "strict": _term(1.0, -1.0, 0.0, -1.0, "strict"),
     "mix": _term(1.0, -1.0, -0.5, -1.0, "mix"),
     "independent": _term(1.0, 0.5, -0.5, -1.0, "independent"),
+    "score": score,
+    "boxed": _term(1.0, -0.5, 0.0, -0.5, "boxed"),
+    "none": _term(0.0, 0.0, 0.0, 0.0, "none"),
 }
 
 

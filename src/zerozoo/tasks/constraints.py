@@ -19,6 +19,7 @@ import json
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from zerozoo.rewards.constraints import RELATIONS, satisfied
@@ -196,6 +197,7 @@ def is_heldout(constraint: Mapping[str, Any]) -> bool:
     return hashlib.sha256(f"constraints/{text}".encode()).digest()[0] < 64
 
 
+@lru_cache(maxsize=16)  # drawing takes far longer than anything else that is done with the problems
 def _draw(level: str, part: str, count: int, seed: int) -> tuple[Task, ...]:
     """`count` distinct problems of a part."""
     rng = random.Random(f"constraints/{part}/{level}/{seed}")

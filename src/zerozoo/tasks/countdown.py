@@ -9,11 +9,13 @@ from __future__ import annotations
 import random
 
 from zerozoo.runs.errors import UserError
+from zerozoo.tasks.countdown_steps import countdown_steps
 from zerozoo.tasks.prompts import TEMPLATES
 from zerozoo.tasks.task import Task, TaskSet, check_sizes
 
 # How many numbers an instance has, by level.
 LEVELS: dict[str, tuple[int, ...]] = {"three": (3,), "four": (4,), "mixed": (3, 4)}
+STEPS = "steps"  # small numbers, answered by the working: see `countdown_steps`
 DEFAULT_LEVEL = "mixed"
 LARGEST_NUMBER = 99
 TARGETS = range(10, 100)
@@ -28,8 +30,10 @@ def countdown(level: str = DEFAULT_LEVEL, seed: int = 0, train_size: int = 2000,
     Metadata of a task: `numbers` (as they stand in the question) and `target`. No held-out instance has the numbers
     and the target of a training instance, in whatever order. Raises `UserError` for an unknown level.
     """
+    if level == STEPS:
+        return countdown_steps(seed, train_size, heldout_size)
     if level not in LEVELS:
-        raise UserError(f"Unknown countdown level '{level}'; choose from: {', '.join(LEVELS)}.")
+        raise UserError(f"Unknown countdown level '{level}'; choose from: {', '.join((*LEVELS, STEPS))}.")
     check_sizes(train_size, heldout_size)
     rng = random.Random(f"countdown/{level}/{seed}")
     total = train_size + heldout_size

@@ -12,15 +12,32 @@ from zerozoo.runs.errors import UserError
 from zerozoo.tasks import arithmetic as arithmetic_tasks
 from zerozoo.tasks import code as code_tasks
 from zerozoo.tasks import constraints as constraint_tasks
+from zerozoo.tasks import copying as copying_tasks
 from zerozoo.tasks import countdown as countdown_tasks
+from zerozoo.tasks import focal_context as focal_tasks
+from zerozoo.tasks import postfix as postfix_tasks
+from zerozoo.tasks import small_countdown as small_countdown_tasks
+from zerozoo.tasks import unit_tests as unit_test_tasks
 from zerozoo.tasks import word_sums as word_sum_tasks
 from zerozoo.tasks.files import load_suite, load_tasks, recommended_template, unique_ids
+from zerozoo.tasks.mixture import JOIN, mixture
 from zerozoo.tasks.presets import PRESETS
 from zerozoo.tasks.prompts import get_template
 from zerozoo.tasks.splits import difficulty_split, exclude, split_heldout
 from zerozoo.tasks.task import Task, TaskSet, make_verifier, unique_tasks
 
-GENERATED = ("arithmetic", "countdown", "word-sums", "reasoning-gym", "code", "constraints")
+GENERATED = (
+    "arithmetic",
+    "countdown",
+    "word-sums",
+    "reasoning-gym",
+    "code",
+    "constraints",
+    "postfix",
+    "small-countdown",
+    "copying",
+    "unit-tests",
+)
 FILE_HELDOUT_SIZE = 200
 FILE_MAX_NEW_TOKENS = 1024
 
@@ -43,8 +60,11 @@ def load_task_set(
 
     - "arithmetic" (`level`), "countdown" (`level`), "code" (`level`), "word-sums" (`split`, and `heldout` for the split
       measured on), "constraints" (`level`, and `heldout` "unseen" for the kinds that are not trained on),
-      "reasoning-gym:<dataset>" (`level` of its curriculum): generated. The level or split may also follow a colon:
-      "arithmetic:two-digit".
+      "postfix", "small-countdown", "unit-tests", "copying", "reasoning-gym:<dataset>" (`level` of its curriculum):
+      generated. Level or split may follow a colon: "arithmetic:two-digit"; behind "unit-tests:" stands a file or folder
+      of Python whose functions are to be tested.
+    - several of these and of the following with "+" between them: a `mixture`; its parts say level and split behind a
+      colon, and the sizes are those of each part.
     - a preset, file, folder or hub id (`files.load_tasks`), or several with commas between them: `split` easy, medium
       or hard picks by difficulty; `heldout` is a source of its own to measure on, otherwise `heldout_size` problems
       are split off by a hash of their question; questions of the source `without` are removed from training.
@@ -54,6 +74,17 @@ def load_task_set(
 
     Raises `UserError` for an unknown name, for options that the name has no use for, and for bad data.
     """
+    if JOIN in name and not Path(name).exists():
+        _refuse(name, level=level, split=split, heldout=heldout, question_column=question_column)
+        _refuse(name, answer_column=answer_column, without=without, extractor=extractor)
+        names = [part.strip() for part in name.split(JOIN)]
+        if not all(names):
+            raise UserError(f"The mixture {name!r} has an empty place in it.")
+
+        def part_of(name: str) -> TaskSet:
+            return load_task_set(name, train_size=train_size, heldout_size=heldout_size, seed=seed, template=template)
+
+        return mixture([part_of(part) for part in names])
     kind, _, variant = name.partition(":")
     sizes = {"train_size": train_size, "heldout_size": heldout_size}
     columns = {"question_column": question_column, "answer_column": answer_column}
@@ -93,12 +124,27 @@ def _generated(
         suite = _one_of(kind, "heldout", suite, heldout) or constraint_tasks.SUITES[0]
         return constraint_tasks.constraints(name, seed, suite=suite, **given)
     _refuse(kind, split=split, heldout=heldout)
+    if kind == "postfix":
+        _refuse(kind, level=_one_of(kind, "level", variant, level))
+        return postfix_tasks.postfix(seed, **given)
+    if kind == "small-countdown":
+        _refuse(kind, level=_one_of(kind, "level", variant, level))
+        return small_countdown_tasks.small_countdown(seed, **given)
+    if kind == "unit-tests":
+        _refuse(kind, level=level)
+        if variant:
+            _refuse(f"{kind}:{variant}", train_size=given.get("train_size"))
+            return focal_tasks.file_tests(variant, seed, **given)
+        return unit_test_tasks.unit_tests(seed, **given)
     if kind == "reasoning-gym":
         from zerozoo.tasks.gym import gym_tasks
 
         dataset, _, variant = variant.partition(":")
         return gym_tasks(dataset, _one_of(kind, "level", variant, level), seed, **given)
     chosen = _one_of(kind, "level", variant, level)
+    if kind == "copying":
+        _refuse(kind, level=chosen)
+        return copying_tasks.copying(seed, **given)
     if kind == "countdown":
         return countdown_tasks.countdown(chosen or countdown_tasks.DEFAULT_LEVEL, seed, **given)
     _refuse(kind, train_size=given.get("train_size"))

@@ -110,3 +110,23 @@ def select_informative(
             " the problems are too hard or too easy for this model: lower the minimum or choose another task."
         )
     return chosen
+
+
+def repeat_by_difficulty(
+    tasks: Sequence[Task], pass_rates: Mapping[str, float], bands: Sequence[tuple[float, int]]
+) -> tuple[Task, ...]:
+    """Each task as often as the first of the bands (below this pass rate, so often) says that it falls into.
+
+    Tasks beyond the last band and those that were not measured are left out. OREAL (arXiv 2502.06781, released
+    configs): six times below a pass rate of 0.2, four times below 0.6, twice below 0.8. Raises `UserError` when nothing
+    is left.
+    """
+    chosen = [
+        task
+        for task in tasks
+        if task.id in pass_rates
+        for _ in range(next((times for below, times in bands if pass_rates[task.id] < below), 0))
+    ]
+    if not chosen:
+        raise UserError(f"None of the {len(tasks)} problems has a pass rate that is trained on: all are too easy.")
+    return tuple(chosen)

@@ -4,18 +4,44 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from zerozoo.runs.errors import UserError
 
 if TYPE_CHECKING:
+    from zerozoo.rewards.by_problem import ByProblemVerifier
     from zerozoo.rewards.code import CodeVerifier
     from zerozoo.rewards.constraints import ConstraintVerifier
     from zerozoo.rewards.countdown import CountdownVerifier
+    from zerozoo.rewards.countdown_steps import CountdownStepsVerifier
+    from zerozoo.rewards.postfix import PostfixVerifier
+    from zerozoo.rewards.unit_test_verifier import UnitTestVerifier
     from zerozoo.rewards.verifier import MathVerifier
     from zerozoo.tasks.gym_scorer import GymVerifier
 
-VERIFIERS = ("math", "countdown", "reasoning-gym", "code", "constraints")
+    AnyVerifier: TypeAlias = (
+        MathVerifier
+        | CountdownVerifier
+        | CountdownStepsVerifier
+        | GymVerifier
+        | CodeVerifier
+        | ConstraintVerifier
+        | PostfixVerifier
+        | ByProblemVerifier
+        | UnitTestVerifier
+    )
+
+VERIFIERS = (
+    "math",
+    "countdown",
+    "countdown-steps",
+    "reasoning-gym",
+    "code",
+    "constraints",
+    "postfix",
+    "unit-tests",
+    "by-problem",
+)
 
 
 @dataclass(frozen=True)
@@ -93,16 +119,13 @@ class TaskSet:
             )
 
 
-def make_verifier(
-    source: TaskSet | str, extractor: str | None = None
-) -> MathVerifier | CountdownVerifier | GymVerifier | CodeVerifier | ConstraintVerifier:
+def make_verifier(source: TaskSet | str, extractor: str | None = None) -> AnyVerifier:
     """The verifier of a task set, or of one of the names in `VERIFIERS`; the same one scores training and evaluation.
 
     `extractor` replaces the task set's own (default for a bare name: "lenient"). A task set's verifier ignores what
-    follows one of its stop strings, so that it does not matter whether a sampler cuts them off. The verifiers of
-    countdown, code and constraints have ways of their own to find what they judge and use no extractor; that of
-    countdown wants every number used, as the question says. Raises `UserError` for an unknown name or a missing
-    package.
+    follows one of its stop strings, so that it does not matter whether a sampler cuts them off. Those of math and
+    reasoning-gym use the extractor; the others have ways of their own to find what they judge, and that of countdown
+    wants every number used, as the question says. Raises `UserError` for an unknown name or a missing package.
     """
     stop: tuple[str, ...] = ()
     if isinstance(source, TaskSet):
@@ -111,6 +134,10 @@ def make_verifier(
         source = source.verifier
     if extractor is None:
         extractor = "lenient"
+    return _named_verifier(source, extractor, stop)
+
+
+def _named_verifier(source: str, extractor: str, stop: tuple[str, ...]) -> AnyVerifier:
     if source == "math":
         from zerozoo.rewards.verifier import MathVerifier
 
@@ -119,6 +146,10 @@ def make_verifier(
         from zerozoo.rewards.countdown import CountdownVerifier
 
         return CountdownVerifier(use_all=True, stop=stop)
+    if source == "countdown-steps":
+        from zerozoo.rewards.countdown_steps import CountdownStepsVerifier
+
+        return CountdownStepsVerifier(stop=stop)
     if source == "reasoning-gym":
         from zerozoo.tasks.gym_scorer import GymVerifier
 
@@ -131,4 +162,16 @@ def make_verifier(
         from zerozoo.rewards.constraints import ConstraintVerifier
 
         return ConstraintVerifier(stop=stop)
+    if source == "postfix":
+        from zerozoo.rewards.postfix import PostfixVerifier
+
+        return PostfixVerifier(stop=stop)
+    if source == "unit-tests":
+        from zerozoo.rewards.unit_test_verifier import UnitTestVerifier
+
+        return UnitTestVerifier(stop=stop)
+    if source == "by-problem":
+        from zerozoo.rewards.by_problem import ByProblemVerifier
+
+        return ByProblemVerifier(lambda name, its_extractor: _named_verifier(name, its_extractor, stop))
     raise UserError(f"Unknown verifier '{source}'; choose from: {', '.join(VERIFIERS)}.")

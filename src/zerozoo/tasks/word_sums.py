@@ -48,6 +48,8 @@ SPLITS: dict[str, Split] = {
     "medium": Split(10, 99, 2, False),
     "hard": Split(10, 99, 3, True),
 }
+# Long enough that an answer without working is often wrong, though every step is easy. In no corpus by default.
+CHAIN = {"chain": Split(1, 9, 3, False)}
 MIXED = "mixed"
 STYLES = ("plain", "sentence", "boxed", "steps")
 
@@ -71,7 +73,7 @@ def word_sums(
     heldout_size: int = 500,
     heldout_split: str | None = None,
 ) -> TaskSet:
-    """A task set of one split, or of all three in equal parts ("mixed").
+    """A task set of one split, "chain" included, or of the other three in equal parts ("mixed").
 
     `seed` draws the problems. `heldout_split` measures on another split than is trained on, for example "mixed".
     Raises `UserError` for an unknown split, or for more problems than there are.
@@ -151,8 +153,9 @@ def is_heldout(task: Task) -> bool:
 
 def _draw(split: str, heldout: bool, count: int, seed: int) -> tuple[Task, ...]:
     """`count` distinct problems of a split, all held out or none."""
-    if split not in (*SPLITS, MIXED):
-        raise UserError(f"Unknown split of word sums '{split}'; choose from: {', '.join((*SPLITS, MIXED))}.")
+    known = (*SPLITS, MIXED, *CHAIN)
+    if split not in known:
+        raise UserError(f"Unknown split of word sums '{split}'; choose from: {', '.join(known)}.")
     part = "heldout" if heldout else "train"
     rng = random.Random(f"word-sums/{part}/{split}/{seed}")
     names = tuple(SPLITS) if split == MIXED else (split,)
@@ -181,7 +184,7 @@ def _worked_text(mix: CorpusMix, rng: random.Random) -> str:
 
 def _problem(split: str, rng: random.Random) -> Task:
     """A random problem of one split, held out or not. Nobody ever has fewer than none."""
-    spec = SPLITS[split]
+    spec = {**SPLITS, **CHAIN}[split]
     while True:
         numbers = [rng.randint(spec.low, spec.high) for _ in range(spec.steps + 1)]
         operators = "".join(rng.choice("+-") for _ in range(spec.steps))

@@ -21,18 +21,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from zerozoo.language import settings
-from zerozoo.language.build import make_critic_settings, make_objective, open_critic
-from zerozoo.language.credit import Credit
-from zerozoo.language.plan import GIB, model_size
-from zerozoo.language.training import Parts, complete, plan_zero_rl, train_zero_rl
+from zerozoo.language.build import make_objective
+from zerozoo.language.training import complete, plan_with_critic, train_with_critic
 from zerozoo.runs.run import Run
 
 PAPER = "Open-Reasoner-Zero: Scaling Up Reinforcement Learning on the Base Model (2025), arXiv 2503.24290"
 
 
 @dataclass(frozen=True)
-class Config(settings.ZeroRLConfig):
-    """The fields of every recipe on the zero-RL loop, and those of the critic."""
+class Config(settings.CriticConfig):
+    """The paper's defaults; those of the critic are in `settings.CriticConfig`."""
 
     prompts_per_step: int = 128  # problems in a step
     samples_per_prompt: int = 64  # responses to each; 1 is enough
@@ -43,24 +41,6 @@ class Config(settings.ZeroRLConfig):
     updates_per_step: int = 1  # gradient steps of the policy in a rollout
     learning_rate: float = 1e-6  # of AdamW, of the policy
     warmup_steps: int = 50  # steps in which both learning rates rise from 0
-
-    gamma: float = 1.0  # discount of a token
-    lam: float = 1.0  # lambda of the advantages
-    length_alpha: float = 0.0  # above 0: lambda is 1 - 1 / (length_alpha * length) instead (VAPO: 0.05)
-    critic_lam: float = 1.0  # lambda of what the critic learns
-    bootstrap: bool = True  # the value at the end of a truncated response counts; not that at a true end
-    whiten: bool = True  # advantages of a step to mean 0 and deviation 1
-    critic: str = ""  # the critic's checkpoint, for instance a reward model; "": the policy's
-    critic_learning_rate: float = 5e-6  # of AdamW
-    critic_updates: int = 12  # its gradient steps in a pass over a rollout, at most one for each problem
-    value_clip: float = 0.2  # a value moves at most so far in a step; 0: no limit
-    frozen_steps: int = 0  # first steps in which only the critic learns
-
-    @property
-    def advantage(self) -> str:
-        """What the plan calls it."""
-        lam = f"1 - 1/({self.length_alpha:g} length)" if self.length_alpha else f"{self.lam:g}"
-        return f"GAE (lambda {lam})"
 
 
 _SMALL = {"samples_per_prompt": 8, "warmup_steps": 0, "critic_updates": 4}
@@ -76,21 +56,9 @@ PRESETS: dict[str, dict[str, Any]] = {
 def train(config: Config, run: Run) -> dict[str, float]:
     """Run to `config.steps`, resuming where the run directory stands; the final held-out metrics."""
     config = complete(config)
-    wanted = make_critic_settings(config)
-
-    def critic(parts: Parts) -> Credit:
-        return open_critic(config, wanted, parts.policy, parts.machine, parts.ranks)
-
-    return train_zero_rl(config, run, make_objective(config), critic, frozen_steps=config.frozen_steps)
+    return train_with_critic(config, run, make_objective(config))
 
 
 def plan(config: Config) -> list[tuple[str, str]]:
     """What would run, for `--plan` and before every run."""
-    size = model_size(config.critic or config.model)
-    if size is None:
-        return plan_zero_rl(complete(config))
-    words = (
-        f"{size.parameters / 1e6:,.0f}M parameters of its own: weights, gradients and Adam's moments take about"
-        f" {16 * size.parameters / GIB:.1f} GiB beside the memory above"
-    )
-    return [*plan_zero_rl(complete(config)), ("critic", words)]
+    return plan_with_critic(complete(config))
