@@ -129,7 +129,7 @@ def test_full_precision_changes_nothing(model: str):
         ({"precision": "int8", "dtype": "bfloat16"}, "is for float32 on a CPU"),
         ({"precision": "int8", "lora_rank": 2}, "it has adapters"),
         ({"precision": "int8", "sampler": "transformers"}, "Only --sampler native"),
-        ({"importance_cap": -1.0}, "importance_cap is -1.0, but must not be negative"),
+        ({"importance_cap": -1.0}, "importance_cap is -1.0, but must be at least 0"),
         ({"importance_cap": math.nan}, "importance_cap is nan"),
     ],
 )

@@ -43,7 +43,7 @@ def test_a_function_of_the_user():
     [
         (
             "correct",
-            "Unknown reward 'correct'; choose from: correctness, strict, mix, independent, or write module:function",
+            "choose from: correctness, plus-minus, strict, mix, independent, score, boxed, none, or write",
         ),
         ("no_such_module:reward", "cannot be imported: No module named 'no_such_module'"),
         ("reward_checkers:missing", "cannot be imported"),

@@ -112,7 +112,7 @@ def test_task_set_refuses_leaks_and_empty_parts() -> None:
         task_set([], [task("a")])
     with pytest.raises(UserError, match="no held-out problems"):
         task_set([task("a")], [])
-    with pytest.raises(UserError, match="math, countdown, reasoning-gym"):
+    with pytest.raises(UserError, match="math, countdown, countdown-steps, reasoning-gym"):
         task_set([task("a")], [task("b")], verifier="judge")
-    with pytest.raises(UserError, match="math, countdown, reasoning-gym"):
+    with pytest.raises(UserError, match="math, countdown, countdown-steps, reasoning-gym"):
         make_verifier("judge")

@@ -47,7 +47,7 @@ LEAST = {
     **dict.fromkeys(("evaluate_every", "checkpoint_every", "lora_alpha"), 1),
     **dict.fromkeys(("steps", "refill_rounds", "warmup_steps", "lora_rank", "samples_logged", "heldout_size"), 0),
     **dict.fromkeys(("clip_low", "clip_high", "learning_rate", "weight_decay"), 0),
-    **dict.fromkeys(("tokens_per_microbatch", "rows_at_once"), 0),
+    **dict.fromkeys(("tokens_per_microbatch", "rows_at_once", "importance_cap"), 0),
 }
 ABOVE_ZERO = ("temperature", "max_gradient_norm")
 

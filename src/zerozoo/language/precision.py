@@ -29,8 +29,6 @@ def set_gradients(config: Any, policy: LanguageModel) -> None:
     Raises UserError for an unknown precision, and for a model or a device that int8 is not made for.
     """
     choose("precision", config.precision, PRECISIONS)
-    if not config.importance_cap >= 0:
-        raise UserError(f"importance_cap is {config.importance_cap}, but must not be negative.")
     if config.precision == "full":
         return
     if not int8_works():
