@@ -130,13 +130,17 @@ def evaluate(
 class Evaluator:
     """Evaluates an agent in a world: metrics, and one row for each episode in samples.jsonl.
 
-    The environments are its own. UserError, at once, for a world that cannot be made.
+    The environments are its own. UserError, at once, for a world that cannot be made. `drawn` is the world of which a
+    loop makes a picture at its end (`pictures`), None for evaluators of another kind.
     """
+
+    drawn: World | None = None
 
     def __init__(self, world: World, episodes: int) -> None:
         if episodes < 1:
             raise UserError(f"evaluation_episodes must be at least 1, not {episodes}.")
-        self.episodes, self.success, self.reference = episodes, world.success_name(), world.reference()
+        self.drawn, self.episodes = world, episodes
+        self.success, self.reference = world.success_name(), world.reference()
         copies = min(episodes, BATCHED_COPIES if world.batched else SINGLE_COPIES)
         info = [] if self.success is None else [self.success]
         # What is drawn here starts episodes that nobody counts: those of copies that have played theirs.

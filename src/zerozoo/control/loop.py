@@ -18,6 +18,7 @@ from torch import Tensor
 
 from zerozoo.control.agent import Agent
 from zerozoo.control.evaluation import Evaluator
+from zerozoo.control.pictures import draw_episode
 from zerozoo.runs.errors import DivergedError, UserError
 from zerozoo.runs.interrupts import Interrupts
 from zerozoo.runs.run import Run
@@ -112,6 +113,7 @@ class Loop(ABC):
         if step == 0 and self.evaluator is not None:
             self.run.log(0, self.evaluator(self.agent, self.run, 0))
         self._start_clock(step)
+        finished = step >= self.steps
         with Interrupts(self.run.say) as interrupts:
             while step < self.steps:
                 before = step
@@ -125,6 +127,8 @@ class Loop(ABC):
                     raise type(error)(f"{str(error).rstrip('.')}. {self._what_is_kept(before)}") from error
                 if interrupted and not last:
                     raise KeyboardInterrupt
+        if not finished and self.evaluator is not None and self.evaluator.drawn is not None:
+            draw_episode(self.agent, self.evaluator.drawn, self.run)
         return self._summary()
 
     def _advance(self, step: int) -> int:
