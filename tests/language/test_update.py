@@ -224,7 +224,8 @@ def test_weights_after_the_update_are_those_of_the_reference(name: str) -> None:
     moved = float((weights(theirs) - start).abs().max())
     assert moved > 1e-3
     # Not 1e-12: the weights of the aggregation are float32.
-    assert float((weights(ours) - weights(theirs)).abs().max()) < 1e-6 * moved
+    # Norms are float32 inside on both sides, and round differently on the way back.
+    assert float((weights(ours) - weights(theirs)).abs().max()) < 1e-5 * moved
     taken = [norm for norm in norms if norm > 0]  # a step without any informative group is not taken
     assert metrics["policy/gradient_norm"] == pytest.approx(sum(taken) / len(taken), rel=1e-6)
     if choice.epochs > 1:

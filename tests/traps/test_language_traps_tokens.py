@@ -101,7 +101,8 @@ def test_trap_02_positions_start_behind_the_padding(drawn: Make, alone: Make, mo
     assert distance(learner(policy, rows), expected) < 1e-10
     assert distance(learner(policy, rows, packed=True), expected) < 1e-10
     mask, positions = seen[0]
-    assert not bool(mask[0, 0])  # there is padding
+    assert not bool(mask.all())  # there is padding
+    assert bool(mask[:, -1].all())  # on the left
     for row in range(len(PROMPTS)):
         assert positions[row][mask[row]].tolist() == list(range(int(mask[row].sum())))
 

@@ -19,7 +19,6 @@ WATCHED = (
     ("response/length", "length", "{:.1f}"),
     ("response/clip_ratio", "clipped", "{:.0%}"),
     ("groups/informative", "informative", "{:.0%}"),
-    ("loss", "loss", "{:.3f}"),
     ("preference/margin", "margin", "{:.2f}"),
     ("seconds/step", "step", "{:.1f} s"),
     ("episode/return", "return while exploring", "{:.1f}"),

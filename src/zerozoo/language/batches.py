@@ -121,5 +121,4 @@ def take_step(
         optimizer.zero_grad(set_to_none=True)
         raise DivergedError(f"The gradient norm became {float(norm)}; the step was not taken.")
     optimizer.step()
-    optimizer.zero_grad(set_to_none=True)  # the sampler has better use for their memory
     return norm.detach()

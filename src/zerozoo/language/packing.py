@@ -201,11 +201,12 @@ class _RootMeanSquareNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None, None]:
         hidden, weight, reciprocal = ctx.saved_tensors
-        outer, wide = gradients[0], hidden.float()
+        # No narrower than the gradient: what is added up over micro-batches must not depend on how they are cut.
+        outer, wide = gradients[0], hidden.to(torch.promote_types(hidden.dtype, torch.float32))
         weight_gradient = None
         if ctx.needs_input_grad[1]:
             weight_gradient = (outer * (wide * reciprocal).to(outer.dtype)).flatten(0, -2).sum(0).to(weight.dtype)
-        inner = (outer * weight).float()
+        inner = (outer * weight).to(wide.dtype)
         share = (inner * wide).sum(-1, keepdim=True).mul_(reciprocal.pow(3)).div_(-hidden.shape[-1])
         return inner.mul_(reciprocal).addcmul_(wide, share).to(hidden.dtype), weight_gradient, None
 

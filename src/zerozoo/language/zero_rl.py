@@ -191,6 +191,8 @@ class ZeroRL:
                 anchor = logprobs.reference if self.algorithm.kl.in_loss else None
                 metrics |= self.updater.update(rollouts, anchor, logprobs.policy)
             metrics |= self.creditor.learn()
+        for optimizer in (self.updater.optimizer, *self.creditor.optimizers):
+            optimizer.zero_grad(set_to_none=True)  # the sampler has better use for that memory
         self.seconds["step"] = time.perf_counter() - began
         metrics |= {f"seconds/{name}": value for name, value in self.seconds.items()}
         metrics |= {f"memory/{name}": value for name, value in self.memory.items()}

@@ -73,9 +73,7 @@ class Config(settings.CriticConfig):
 
     search_steps: int = 0  # first, gradient steps on searches; 0: none
     search_rate: float = 1e-5  # learning rate of these
-    searching: float = (
-        0.3  # share of these that try again; of small-countdown only, other answers are given as they are
-    )
+    searching: float = 0.3  # share of these that try again; small-countdown only, others are given as they are
 
 
 EXTENDABLE = settings.EXTENDABLE

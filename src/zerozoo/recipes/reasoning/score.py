@@ -40,6 +40,9 @@ from zerozoo.tasks.prompts import render
 from zerozoo.tasks.revisions import revision
 
 PAPER = "Training Language Models to Self-Correct via Reinforcement Learning (2024), arXiv 2409.12917"
+INSTRUCTION = (
+    "\n\nThere may be an error in the answer above. Correct it if there is one, and write the whole solution again.\n"
+)
 
 
 @dataclass(frozen=True)
@@ -48,10 +51,7 @@ class Config(settings.ZeroRLConfig):
 
     prompts_per_step: int = 512  # problems in a step
     samples_per_prompt: int = 4  # episodes of each
-    instruction: str = (  # between the two answers
-        "\n\nThere may be an error in the answer above. Correct it if there is one, and write the whole solution again."
-        "\n"
-    )
+    instruction: str = INSTRUCTION  # text between the two answers
     alpha: float = 10.0  # weight of the progress bonus in stage II
     first_steps: int = 1500  # steps of stage I; 0: both turns are trained from the start
     first_turn_kl: float = 0.1  # b2: what holds the first turn in stage I, besides kl_coefficient
