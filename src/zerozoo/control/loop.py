@@ -127,8 +127,9 @@ class Loop(ABC):
                     raise type(error)(f"{str(error).rstrip('.')}. {self._what_is_kept(before)}") from error
                 if interrupted and not last:
                     raise KeyboardInterrupt
-        if not finished and self.evaluator is not None and self.evaluator.drawn is not None:
-            draw_episode(self.agent, self.evaluator.drawn, self.run)
+        world = getattr(self.evaluator, "drawn", None)  # an evaluator may be any function
+        if world is not None and not finished:
+            draw_episode(self.agent, world, self.run)
         return self._summary()
 
     def _advance(self, step: int) -> int:

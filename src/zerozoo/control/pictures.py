@@ -54,7 +54,8 @@ def film(agent: Any, env: gymnasium.Env[Any, Any]) -> list[np.ndarray]:
     Whenever there are too many, every second one is dropped and from then on half as many are drawn, so an episode of
     any length costs few pictures.
     """
-    copy = VecEnv([partial(_given, env)], np.random.Generator(np.random.PCG64(0)))
+    # The reset behind the episode is seen by nobody; its seed is drawn apart from those of the evaluator.
+    copy = VecEnv([partial(_given, env)], np.random.Generator(np.random.PCG64(1)))
     player: Player = agent.player(1) if hasattr(agent, "player") else Greedy(agent)
     obs = copy.reset([EVALUATION_SEED])
     frames, every = [_frame(env)], 1
