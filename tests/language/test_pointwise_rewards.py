@@ -11,8 +11,9 @@ from written_rollouts import rollouts
 from zerozoo.language.demonstrations import Lessons
 from zerozoo.language.families import tiny_model
 from zerozoo.language.models import save_model
-from zerozoo.language.pointwise_rewards import REWARD_MODEL, explained, pointwise_reward_stage, weighted_reward
+from zerozoo.language.pointwise_rewards import explained, pointwise_reward_stage, weighted_reward
 from zerozoo.language.reward_models import RewardModel, RewardScorer, random_head, save_reward_model
+from zerozoo.language.reward_stage import REWARD_MODEL
 from zerozoo.language.settings import GroupConfig
 from zerozoo.language.stages import run_stages
 from zerozoo.rewards.verifier import Verdict

@@ -13,7 +13,6 @@ from zerozoo.language.demonstrations import Lessons
 from zerozoo.language.families import tiny_model
 from zerozoo.language.models import save_model
 from zerozoo.language.process_rewards import (
-    REWARD_MODEL,
     OutcomeReward,
     ProcessReward,
     area_under_curve,
@@ -23,6 +22,7 @@ from zerozoo.language.process_rewards import (
     read_labelled,
 )
 from zerozoo.language.reward_models import RewardModel, RewardScorer, load_reward_model, random_head
+from zerozoo.language.reward_stage import REWARD_MODEL
 from zerozoo.language.rollouts import Rollouts
 from zerozoo.language.samplers.interface import Samples, pad_rows
 from zerozoo.language.settings import ZeroRLConfig

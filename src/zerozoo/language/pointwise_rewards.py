@@ -14,14 +14,13 @@ from zerozoo.language.demonstrations import Lessons
 from zerozoo.language.device import choose_machine
 from zerozoo.language.example_files import Row, sequences_of, split_off, tokenise
 from zerozoo.language.parallel import join_ranks
-from zerozoo.language.reward_models import RewardModel, RewardScorer, load_reward_model, save_reward_model
+from zerozoo.language.reward_models import RewardModel, RewardScorer, load_reward_model
+from zerozoo.language.reward_stage import fit_reward_model, reward_model_output
 from zerozoo.language.reward_training import LabelledReward, outcome_label, squared_error
 from zerozoo.language.rollouts import Rollouts
 from zerozoo.language.stages import Outputs, Stage
-from zerozoo.language.supervised import SupervisedLoop, SupervisedSettings
 from zerozoo.runs.run import Run
 
-REWARD_MODEL = "reward model"
 MEASURED = 10  # one prompt of so many is held out
 
 
@@ -48,25 +47,12 @@ def pointwise_reward_stage(
         policy = model.language_model
         data = [outcome_label(*tokenise(policy, row["prompt"], row["response"]), row["label"]) for row in rows(outputs)]
         learned, measured = split_off(data, max(1, len(data) // MEASURED), lambda one: one.prompt)
-        metrics = SupervisedLoop(
-            model=model,
-            optimizer=torch.optim.AdamW(model.parameters(), lr=lessons.learning_rate, weight_decay=config.weight_decay),
-            objective=LabelledReward(model, learned, squared_error),
-            settings=SupervisedSettings(
-                batch_size=lessons.batch_size,
-                steps=lessons.steps,
-                warmup=0.1,
-                max_gradient_norm=config.max_gradient_norm,
-                tokens_per_microbatch=machine.tokens_per_microbatch,
-            ),
-            run=run,
-            ranks=ranks,
-        ).train()
+        metrics = fit_reward_model(
+            model, LabelledReward(model, learned, squared_error), lessons, config, machine, run, ranks
+        )
         scores = RewardScorer(model, machine.tokens_per_microbatch, ranks).responses(sequences_of(measured))
         agreement = explained(scores, torch.tensor([one.labels[0] for one in measured]))
-        if run.writes:
-            save_reward_model(model, run.path("reward-model"))
-        return Outputs({REWARD_MODEL: run.path("reward-model")}, {**metrics, "reward/r2": agreement})
+        return reward_model_output(model, run, {**metrics, "reward/r2": agreement})
 
     return Stage(name, work)
 

@@ -19,18 +19,18 @@ from zerozoo.language.demonstrations import Lessons
 from zerozoo.language.device import choose_machine
 from zerozoo.language.example_files import Row, kept_rows, split_off
 from zerozoo.language.parallel import join_ranks
-from zerozoo.language.reward_models import RewardModel, RewardScorer, save_reward_model
+from zerozoo.language.reward_models import RewardModel, RewardScorer
+from zerozoo.language.reward_stage import fit_reward_model, reward_model_output
 from zerozoo.language.reward_training import Labelled, LabelledReward, LabelLoss
 from zerozoo.language.rollouts import Rollouts
 from zerozoo.language.stages import Outputs, Stage
 from zerozoo.language.step_values import StepSplitter, StepValues, Trace
-from zerozoo.language.supervised import SupervisedLoop, SupervisedSettings, measure
+from zerozoo.language.supervised import measure
 from zerozoo.losses.preferences import outcome_loss
 from zerozoo.rewards.shaping import place_on_tokens, shape_steps
 from zerozoo.runs.run import Run
 
 LABEL_COLUMNS = ("prompt", "response", "places", "labels")
-REWARD_MODEL = "reward model"
 MEASURED = 10  # one prompt of so many is held out of the labelled responses
 
 
@@ -108,20 +108,7 @@ def labelled_reward_stage(
         every = read_labelled(kept_rows(run, lambda: make(config, run), LABEL_COLUMNS, ranks))
         model = RewardModel(open_policy(config, machine))
         learned, measured = split_off(every, max(1, len(every) // MEASURED), lambda one: one.prompt)
-        metrics = SupervisedLoop(
-            model=model,
-            optimizer=torch.optim.AdamW(model.parameters(), lr=lessons.learning_rate, weight_decay=config.weight_decay),
-            objective=LabelledReward(model, learned, loss),
-            settings=SupervisedSettings(
-                batch_size=lessons.batch_size,
-                steps=lessons.steps,
-                warmup=0.1,
-                max_gradient_norm=config.max_gradient_norm,
-                tokens_per_microbatch=machine.tokens_per_microbatch,
-            ),
-            run=run,
-            ranks=ranks,
-        ).train()
+        metrics = fit_reward_model(model, LabelledReward(model, learned, loss), lessons, config, machine, run, ranks)
         objective = LabelledReward(model, measured, loss)
         scorer = RewardScorer(model, machine.tokens_per_microbatch, ranks, normalised=False)
         scores = scorer.tokens(objective.sequences)
@@ -135,9 +122,7 @@ def labelled_reward_stage(
             "reward/labels": float(sum(len(one.labels) for one in every)),
             "reward/mean_label": sum(labels) / len(labels),
         }
-        if run.writes:
-            save_reward_model(model, run.path("reward-model"))
-        return Outputs({REWARD_MODEL: run.path("reward-model")}, metrics)
+        return reward_model_output(model, run, metrics)
 
     return Stage("reward-model", work)
 

@@ -12,10 +12,10 @@ import torch
 
 from zerozoo.language.build import make_sampler, open_policy, open_verifier, prompt_maker
 from zerozoo.language.demonstrations import Lessons
-from zerozoo.language.device import choose_machine
+from zerozoo.language.device import Machine, choose_machine
 from zerozoo.language.evaluation import evaluate_tasks
 from zerozoo.language.example_files import Row, kept_rows, split_off
-from zerozoo.language.parallel import join_ranks
+from zerozoo.language.parallel import Ranks, join_ranks
 from zerozoo.language.preference_data import PAIR_COLUMNS, chosen_first, read_pairs
 from zerozoo.language.reward_models import RewardModel, RewardScorer, fit_normaliser, save_reward_model
 from zerozoo.language.reward_training import PairwiseReward
@@ -23,7 +23,7 @@ from zerozoo.language.rollouts import Rollouts
 from zerozoo.language.samplers.interface import Decoding
 from zerozoo.language.scored_pairs import reliability_by_filter
 from zerozoo.language.stages import Outputs, Stage
-from zerozoo.language.supervised import SupervisedLoop, SupervisedSettings, measure
+from zerozoo.language.supervised import Objective, SupervisedLoop, SupervisedSettings, measure
 from zerozoo.language.task_choice import load_tasks_for
 from zerozoo.runs.run import Run
 from zerozoo.runs.streams import Streams
@@ -68,6 +68,33 @@ def probe_reliability(config: Any, run: Run, scorer: RewardScorer, when: str, pr
     }
 
 
+def fit_reward_model(
+    model: RewardModel, objective: Objective, lessons: Lessons, config: Any, machine: Machine, run: Run, ranks: Ranks
+) -> dict[str, float]:
+    """Train a reward model, whatever it learns from, with AdamW and a warmup over a tenth of the steps; its metrics."""
+    return SupervisedLoop(
+        model=model,
+        optimizer=torch.optim.AdamW(model.parameters(), lr=lessons.learning_rate, weight_decay=config.weight_decay),
+        objective=objective,
+        settings=SupervisedSettings(
+            batch_size=lessons.batch_size,
+            steps=lessons.steps,
+            warmup=0.1,
+            max_gradient_norm=config.max_gradient_norm,
+            tokens_per_microbatch=machine.tokens_per_microbatch,
+        ),
+        run=run,
+        ranks=ranks,
+    ).train()
+
+
+def reward_model_output(model: RewardModel, run: Run, metrics: Mapping[str, float]) -> Outputs:
+    """What a stage gives that has trained a reward model: the saved model as the file "reward model"."""
+    if run.writes:
+        save_reward_model(model, run.path("reward-model"))
+    return Outputs({REWARD_MODEL: run.path("reward-model")}, metrics)
+
+
 def reward_model_stage(
     lessons: Lessons, config_of: Callable[[Mapping[str, Outputs]], Any], make: Callable[[Any, Run], Sequence[Row]]
 ) -> Stage:
@@ -89,26 +116,10 @@ def reward_model_stage(
         model = RewardModel(open_policy(config, machine))
         every = read_pairs(model.language_model, rows)
         learned, measured = split_off(every, max(1, len(every) // MEASURED), lambda pair: pair.prompt)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=lessons.learning_rate, weight_decay=config.weight_decay)
-        metrics = SupervisedLoop(
-            model=model,
-            optimizer=optimizer,
-            objective=PairwiseReward(model, learned),
-            settings=SupervisedSettings(
-                batch_size=lessons.batch_size,
-                steps=lessons.steps,
-                warmup=0.1,
-                max_gradient_norm=config.max_gradient_norm,
-                tokens_per_microbatch=machine.tokens_per_microbatch,
-            ),
-            run=run,
-            ranks=ranks,
-        ).train()
+        metrics = fit_reward_model(model, PairwiseReward(model, learned), lessons, config, machine, run, ranks)
         scorer = RewardScorer(model, machine.tokens_per_microbatch, ranks)
         fit_normaliser(scorer, chosen_first(measured))
         accuracy = measure(PairwiseReward(model, measured), machine.tokens_per_microbatch, ranks)["reward/accuracy"]
-        if run.writes:
-            save_reward_model(model, run.path("reward-model"))
-        return Outputs({REWARD_MODEL: run.path("reward-model")}, {**metrics, "reward/heldout_accuracy": accuracy})
+        return reward_model_output(model, run, {**metrics, "reward/heldout_accuracy": accuracy})
 
     return Stage("reward-model", work)

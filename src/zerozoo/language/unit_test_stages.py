@@ -13,8 +13,8 @@ from zerozoo.language.demonstrations import Lessons
 from zerozoo.language.device import choose_machine
 from zerozoo.language.example_files import KEPT, Row, kept_rows, read_rows
 from zerozoo.language.parallel import join_ranks
-from zerozoo.language.pointwise_rewards import REWARD_MODEL, pointwise_reward_stage, weighted_reward
-from zerozoo.language.reward_stage import draw_responses
+from zerozoo.language.pointwise_rewards import pointwise_reward_stage, weighted_reward
+from zerozoo.language.reward_stage import REWARD_MODEL, draw_responses
 from zerozoo.language.rollouts import Rollouts
 from zerozoo.language.stages import Outputs, Stage
 from zerozoo.language.zero_rl import ExtraReward

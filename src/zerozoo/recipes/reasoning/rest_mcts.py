@@ -32,7 +32,8 @@ from zerozoo.language.demonstrations import Lessons
 from zerozoo.language.device import choose_machine
 from zerozoo.language.example_files import KEPT, Row, prompt_text, read_rows
 from zerozoo.language.parallel import join_ranks
-from zerozoo.language.process_rewards import REWARD_MODEL, labelled_reward_stage
+from zerozoo.language.process_rewards import labelled_reward_stage
+from zerozoo.language.reward_stage import REWARD_MODEL
 from zerozoo.language.reward_training import squared_error
 from zerozoo.language.self_training import kept_row_list, sampled_trees, search_problems, write_rows
 from zerozoo.language.stages import Outputs, Stage, run_stages

@@ -36,7 +36,6 @@ from zerozoo.language.device import choose_machine
 from zerozoo.language.example_files import Row
 from zerozoo.language.models import LanguageModel
 from zerozoo.language.process_rewards import (
-    REWARD_MODEL,
     OutcomeReward,
     ProcessReward,
     labelled_reward_stage,
@@ -44,6 +43,7 @@ from zerozoo.language.process_rewards import (
     process_labels,
 )
 from zerozoo.language.reward_models import RewardScorer, load_reward_model
+from zerozoo.language.reward_stage import REWARD_MODEL
 from zerozoo.language.stages import Outputs, prepare
 from zerozoo.language.staging import model_of, stage_config
 from zerozoo.language.step_audit import audit_samples
