@@ -185,7 +185,12 @@ def _check(config: Config) -> Config:
 
 CLAIM = Claim(
     statement="RL on static metrics writes more sound tests than fine-tuning on sound ones, and not hollower ones.",
-    arms={"rlsqm": {}, "sft-gold": {"steps": 0, "sft": GOLD}, "base": {"steps": 0}},
+    arms={
+        "rlsqm": {"advantage": "group-normalised"},  # as it was before a trial; what came of the trial is not in the verdict
+        "rlsqm-centred": {},
+        "sft-gold": {"steps": 0, "sft": GOLD},
+        "base": {"steps": 0},
+    },
     metric="tests/sound",
     holds=all_of(
         difference_claim("rlsqm", "sft-gold", threshold=0.03),
@@ -194,7 +199,7 @@ CLAIM = Claim(
         difference_claim("rlsqm", "sft-gold", threshold=-0.03, metric="tests/mutation"),
     ),
     seeds=(0, 1, 2, 3),
-    budget="8 trainings of the tiny test writer and 4 measurements of it on one core, about a minute each",
+    budget="12 trainings of the tiny test writer and 4 measurements of it on one core, about a minute each",
     base=TINY,
     smoke=PRESETS["smoke"],
 )
