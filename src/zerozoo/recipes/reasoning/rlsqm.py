@@ -186,7 +186,7 @@ def _check(config: Config) -> Config:
 CLAIM = Claim(
     statement="RL on static metrics writes more sound tests than fine-tuning on sound ones, and not hollower ones.",
     arms={
-        "rlsqm": {"advantage": "group-normalised"},  # as it was before a trial; what came of the trial is not in the verdict
+        "rlsqm": {"advantage": "group-normalised"},  # as before the trial that the page tells of
         "rlsqm-centred": {},
         "sft-gold": {"steps": 0, "sft": GOLD},
         "base": {"steps": 0},
