@@ -1,7 +1,11 @@
 """The quickstart, seed by seed, and TRL's GRPOTrainer on the same task: results/quickstart.json.
 
     python benchmarks/quickstart.py                      five seeds of `zerozoo train simplerl-zoo --preset laptop`
+    python benchmarks/quickstart.py --dtype float32 bfloat16      each seed with one, then with the other
     python benchmarks/quickstart.py --trl TRL_PYTHON     three seeds of benchmarks/trl_quickstart.py
+
+With bfloat16 the factors of matrix products are rounded to it, in TRL's part by torch's own switch for that; sums,
+weights and optimiser stay in float32. Rows stand under the names of the system, with "-bfloat16" behind it.
 
 TRL runs in an environment of its own (benchmarks/constraints-trl.txt). It gets the same weights, prompts, held-out
 problems and settings, all taken from the preset, and leaves a metrics.jsonl with zerozoo's names, so that one piece of
@@ -24,6 +28,7 @@ What a row holds:
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import shutil
@@ -42,6 +47,7 @@ from zerozoo.runs.versions import commit, machine
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE, PRESET = "simplerl-zoo", "laptop"
+FLOAT = "float32"
 TARGET = 0.50  # greedy held-out accuracy
 SEEDS = {"zerozoo": range(5), "trl": range(3)}
 MODES = ("greedy", "sampled")
@@ -225,20 +231,20 @@ def _settings(config: Any) -> dict[str, Any]:
     return dict(json.loads(json.dumps(chosen)))  # tuples as lists, as a results file gives them back
 
 
-def zerozoo_command(config: Any, seed: int, directory: Path) -> list[str]:
+def zerozoo_command(config: Any, seed: int, directory: Path, dtype: str = FLOAT) -> list[str]:
     """One seed of the quickstart."""
-    train = [sys.executable, "-m", "zerozoo.cli.main", "train", RECIPE, "--preset", PRESET]
+    train = [sys.executable, "-m", "zerozoo.cli.main", "train", RECIPE, "--preset", PRESET, "--dtype", dtype]
     return [*train, "--seed", str(seed), "--steps", str(config.steps), "--directory", str(directory)]
 
 
 def trl_command(
-    python: str, config: Any, model: Path, seed: int, directory: Path, rows: int | None = None
+    python: str, config: Any, model: Path, seed: int, directory: Path, rows: int | None = None, dtype: str = FLOAT
 ) -> list[str]:
     """One seed of TRL's part, whose problems are written beside its directory."""
     problems = directory.with_name("trl-problems.json")
     export_problems(config, problems)
     script = [python, str(ROOT / "benchmarks/trl_quickstart.py"), "--model", str(model), "--problems", str(problems)]
-    script += ["--rows", str(rows)] if rows else []
+    script += ["--dtype", dtype, *(["--rows", str(rows)] if rows else [])]
     return [*script, "--seed", str(seed), "--directory", str(directory)]
 
 
@@ -280,6 +286,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trl", metavar="PYTHON", help="run TRL's part instead, with the Python of its environment")
     parser.add_argument("--trl-rows", type=int, help="completions in one forward pass of TRL; default: all of a step")
+    parser.add_argument("--dtype", nargs="+", default=[FLOAT], choices=[FLOAT, "bfloat16"], help="of the products")
     parser.add_argument("--seeds", type=int, nargs="+", help="default: 0 to 4, for TRL 0 to 2")
     parser.add_argument("--steps", type=int, help="default: those of the preset")
     parser.add_argument("--output", type=Path, default=ROOT / "results/quickstart.json")
@@ -300,15 +307,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     problems = len(load_tasks_for(config).heldout)
     runs = options.runs.resolve()
     runs.mkdir(parents=True, exist_ok=True)
-    for seed in options.seeds or SEEDS[system]:
-        directory = runs / (f"seed-{seed}" if system == "zerozoo" else f"trl-seed-{seed}")
+    for seed, dtype in itertools.product(options.seeds or SEEDS[system], options.dtype):
+        arm = system if dtype == FLOAT else f"{system}-{dtype}"
+        directory = runs / f"{arm}-seed-{seed}"
         if options.trl:
-            command = trl_command(options.trl, config, model, seed, directory, options.trl_rows)
+            command = trl_command(options.trl, config, model, seed, directory, options.trl_rows, dtype)
         else:
-            command = zerozoo_command(config, seed, directory)
+            command = zerozoo_command(config, seed, directory, dtype)
         row = run_seed(command, seed, directory, problems, options.keep)
-        store(options.output, system, row, settings)
-        print(describe(system, row), flush=True)
+        store(options.output, arm, row, settings)
+        print(describe(arm, row), flush=True)
 
 
 if __name__ == "__main__":

@@ -238,6 +238,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, help="instead of those in --problems")
     parser.add_argument("--rows", type=int, help="completions in one forward pass; default: all of a step")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="of factors of products")
     parser.add_argument("--limit-heldout", type=int, help="evaluate on the first so many problems only")
     options = parser.parse_args()
     problems = json.loads(options.problems.read_text(encoding="utf-8"))
@@ -247,6 +248,9 @@ def main() -> None:
     rows = options.rows or settings["prompts_per_step"] * settings["samples_per_prompt"]
     options.directory.mkdir(parents=True, exist_ok=True)
     (options.directory / "metrics.jsonl").unlink(missing_ok=True)
+    import torch
+
+    torch.set_float32_matmul_precision("medium" if options.dtype == "bfloat16" else "highest")
     trainer = make_trainer(options.model, problems, options.seed, rows, options.directory)
     (options.directory / "versions.json").write_text(json.dumps(versions(rows), indent=2) + "\n", encoding="utf-8")
     trainer.train()

@@ -15,10 +15,11 @@ import torch  # noqa: E402
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
     """The same sums in the same order on every machine."""
-    threads = torch.get_num_threads()
+    threads, products = torch.get_num_threads(), torch.get_float32_matmul_precision()
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+    torch.set_float32_matmul_precision(products)  # training sets it for the whole process
 
 
 @pytest.fixture(scope="session")

@@ -173,10 +173,16 @@ class FakeConfig:
 def test_commands_name_seed_steps_and_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     directory = tmp_path / "seed-4"
     command = quickstart.zerozoo_command(FakeConfig(steps=7), 4, directory)
-    assert command[3:] == ["train", "simplerl-zoo", "--preset", "laptop", "--seed", "4", "--steps", "7"] + [
-        "--directory",
-        str(directory),
-    ]
+    options = dict(zip(command[5::2], command[6::2], strict=True))
+    assert command[3:5] == ["train", "simplerl-zoo"]
+    assert options == {
+        "--preset": "laptop",
+        "--dtype": "float32",
+        "--seed": "4",
+        "--steps": "7",
+        "--directory": str(directory),
+    }
+    assert "bfloat16" in quickstart.zerozoo_command(FakeConfig(steps=7), 4, directory, "bfloat16")
     monkeypatch.setattr(quickstart, "export_problems", lambda config, path: path.write_text("{}"))
     command = quickstart.trl_command("/trl/python", FakeConfig(steps=7), Path("/model"), 4, directory)
     assert command[:2] == ["/trl/python", str(BENCHMARKS / "trl_quickstart.py")]
@@ -184,6 +190,7 @@ def test_commands_name_seed_steps_and_directory(tmp_path: Path, monkeypatch: pyt
     assert options == {
         "--model": "/model",
         "--problems": str(tmp_path / "trl-problems.json"),
+        "--dtype": "float32",
         "--seed": "4",
         "--directory": str(directory),
     }

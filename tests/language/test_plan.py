@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from zerozoo.language.device import Machine, choose_machine
+from zerozoo.language.device import Machine, choose_machine, set_up_machine
 from zerozoo.language.factory import SIZES, untrained
 from zerozoo.language.families import tiny_model
 from zerozoo.language.models import save_model
@@ -181,7 +181,18 @@ def test_a_model_that_is_not_here_is_said_to_be_unknown(monkeypatch: pytest.Monk
 
 def test_machine_fills_in_what_is_open() -> None:
     assert choose_machine("cpu") == Machine("cpu", None, 1024, 256)
-    assert choose_machine("cpu", "bfloat16", 100, 7) == Machine("cpu", "bfloat16", 100, 7)
+    assert choose_machine("mps", "bfloat16", 100, 7) == Machine("mps", "bfloat16", 100, 7)
+
+
+def test_a_cpu_rounds_the_factors_of_products_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = choose_machine("cpu", "bfloat16", 100, 7)
+    assert machine == Machine("cpu", None, 100, 7, "medium")
+    assert (machine.products, choose_machine("cpu").products) == ("bfloat16", "float32")
+    said: list[str] = []
+    monkeypatch.setattr("torch.set_float32_matmul_precision", said.append)
+    set_up_machine(Config(dtype="bfloat16", device="cpu"))
+    set_up_machine(Config(dtype="float32", device="cpu"))
+    assert said == ["medium", "highest"]
 
 
 @pytest.mark.parametrize(

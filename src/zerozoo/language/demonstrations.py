@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from zerozoo.language.build import make_optimizer, open_policy, save_policy
-from zerozoo.language.device import choose_machine
+from zerozoo.language.device import set_up_machine
 from zerozoo.language.example_files import Row, kept_rows, read_examples
 from zerozoo.language.fine_tuning import FineTuning
 from zerozoo.language.models import LanguageModel
@@ -57,7 +57,7 @@ def demonstration_stage(config: Any, lessons: Lessons, make: Make, name: str = "
     """
 
     def work(run: Run, outputs: Mapping[str, Outputs]) -> Outputs:
-        machine = choose_machine(config.device, config.dtype, config.tokens_per_microbatch, config.rows_at_once)
+        machine = set_up_machine(config)
         ranks, policy = join_ranks(machine.device), open_policy(config, machine)
         rows = kept_rows(run, lambda: make(policy), ("prompt", "response"), ranks)
         scorer = Scorer(policy, machine.tokens_per_microbatch, config.packed, ranks)

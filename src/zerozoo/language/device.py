@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -24,12 +25,20 @@ class Machine:
         autocast: None, or "bfloat16" for forward and backward passes. The weights and the optimiser stay in float32:
             updates of 5e-7 relative size vanish in bfloat16 weights.
         tokens_per_microbatch, rows_at_once: sizes for learner and sampler.
+        matmul: torch's word for float32 products: "highest", or "medium" for factors that are rounded to bfloat16 on
+            the way, sums and results staying in float32.
     """
 
     device: str
     autocast: str | None
     tokens_per_microbatch: int
     rows_at_once: int
+    matmul: str = "highest"
+
+    @property
+    def products(self) -> str:
+        """Precision of the factors of matrix products, for people."""
+        return "bfloat16" if self.autocast or self.matmul == "medium" else "float32"
 
 
 def choose_machine(
@@ -46,13 +55,25 @@ def choose_machine(
     if kind == "cuda" and not torch.cuda.is_available():
         raise UserError("There is no CUDA device here; use --device cpu.")
     if dtype == "auto":
-        # bfloat16 products are slower than float32 on a CPU without matrix units for them.
         dtype = "bfloat16" if kind == "cuda" and torch.cuda.is_bf16_supported() else "float32"
     if dtype not in DTYPES:
         raise UserError(f"Unknown dtype {dtype!r}; choose auto, {' or '.join(DTYPES)}.")
+    # On a CPU the products gain all there is to gain; casts of everything between them would cost more than they save.
+    narrow = dtype == "bfloat16"
     return Machine(
         device,
-        dtype if dtype != "float32" else None,
+        dtype if narrow and kind != "cpu" else None,
         tokens_per_microbatch or TOKENS_PER_MICROBATCH[kind],
         rows_at_once or ROWS_AT_ONCE[kind],
+        "medium" if narrow and kind == "cpu" else "highest",
     )
+
+
+def set_up_machine(config: Any) -> Machine:
+    """The machine that a recipe's config asks for, with the precision of float32 products set for this process.
+
+    `config` has the fields `device`, `dtype`, `tokens_per_microbatch` and `rows_at_once`. Errors as `choose_machine`.
+    """
+    machine = choose_machine(config.device, config.dtype, config.tokens_per_microbatch, config.rows_at_once)
+    torch.set_float32_matmul_precision(machine.matmul)
+    return machine

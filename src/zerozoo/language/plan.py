@@ -199,7 +199,7 @@ def describe_plan(config: Any, machine: Machine) -> list[tuple[str, str]]:
         ),
         (
             "machine",
-            f"{machine.device}, products in {machine.autocast or 'float32'}, {torch.get_num_threads()} threads,"
+            f"{machine.device}, products in {machine.products}, {torch.get_num_threads()} threads,"
             f" micro-batches of {machine.tokens_per_microbatch:,} tokens, {machine.rows_at_once} rows side by side",
         ),
     ]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from zerozoo.language.build import open_policy
 from zerozoo.language.demonstrations import Lessons
-from zerozoo.language.device import choose_machine
+from zerozoo.language.device import set_up_machine
 from zerozoo.language.example_files import Row, sequences_of, split_off, tokenise
 from zerozoo.language.parallel import join_ranks
 from zerozoo.language.reward_models import RewardModel, RewardScorer, load_reward_model
@@ -42,7 +42,7 @@ def pointwise_reward_stage(
 
     def work(run: Run, outputs: Mapping[str, Outputs]) -> Outputs:
         config = config_of(outputs)
-        machine = choose_machine(config.device, config.dtype, config.tokens_per_microbatch, config.rows_at_once)
+        machine = set_up_machine(config)
         ranks, model = join_ranks(machine.device), RewardModel(open_policy(config, machine))
         policy = model.language_model
         data = [outcome_label(*tokenise(policy, row["prompt"], row["response"]), row["label"]) for row in rows(outputs)]

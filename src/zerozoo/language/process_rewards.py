@@ -16,7 +16,7 @@ from torch import Tensor
 
 from zerozoo.language.build import open_policy
 from zerozoo.language.demonstrations import Lessons
-from zerozoo.language.device import choose_machine
+from zerozoo.language.device import set_up_machine
 from zerozoo.language.example_files import Row, kept_rows, split_off
 from zerozoo.language.parallel import join_ranks
 from zerozoo.language.reward_models import RewardModel, RewardScorer
@@ -103,7 +103,7 @@ def labelled_reward_stage(
 
     def work(run: Run, outputs: Mapping[str, Outputs]) -> Outputs:
         config = config_of(outputs)
-        machine = choose_machine(config.device, config.dtype, config.tokens_per_microbatch, config.rows_at_once)
+        machine = set_up_machine(config)
         ranks = join_ranks(machine.device)
         every = read_labelled(kept_rows(run, lambda: make(config, run), LABEL_COLUMNS, ranks))
         model = RewardModel(open_policy(config, machine))

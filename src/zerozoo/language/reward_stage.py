@@ -12,7 +12,7 @@ import torch
 
 from zerozoo.language.build import make_sampler, open_policy, open_verifier, prompt_maker
 from zerozoo.language.demonstrations import Lessons
-from zerozoo.language.device import Machine, choose_machine
+from zerozoo.language.device import Machine, set_up_machine
 from zerozoo.language.evaluation import evaluate_tasks
 from zerozoo.language.example_files import Row, kept_rows, split_off
 from zerozoo.language.parallel import Ranks, join_ranks
@@ -38,7 +38,7 @@ def draw_responses(config: Any, run: Run, choose: Callable[[TaskSet], Sequence[T
 
     The random numbers depend on the seed of the run and the name of the stream alone.
     """
-    machine = choose_machine(config.device, config.dtype, config.tokens_per_microbatch, config.rows_at_once)
+    machine = set_up_machine(config)
     ranks, policy = join_ranks(machine.device), open_policy(config, machine)
     tasks = load_tasks_for(config)
     chosen, prompt = choose(tasks), prompt_maker(policy, tasks.template)
@@ -110,7 +110,7 @@ def reward_model_stage(
 
     def work(run: Run, outputs: Mapping[str, Outputs]) -> Outputs:
         config = config_of(outputs)
-        machine = choose_machine(config.device, config.dtype, config.tokens_per_microbatch, config.rows_at_once)
+        machine = set_up_machine(config)
         ranks = join_ranks(machine.device)
         rows = kept_rows(run, lambda: make(config, run), PAIR_COLUMNS, ranks)
         model = RewardModel(open_policy(config, machine))

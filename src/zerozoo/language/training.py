@@ -26,7 +26,7 @@ from zerozoo.language.build import (
 )
 from zerozoo.language.credit import Credit
 from zerozoo.language.critic import ValueModel
-from zerozoo.language.device import Machine, choose_machine
+from zerozoo.language.device import Machine, choose_machine, set_up_machine
 from zerozoo.language.models import LanguageModel
 from zerozoo.language.parallel import Ranks, join_ranks
 from zerozoo.language.plan import GIB, describe_plan, model_size
@@ -89,7 +89,7 @@ def train_zero_rl(
     """
     if frozen_steps < 0:
         raise UserError(f"frozen_steps is {frozen_steps}, but must not be negative.")
-    machine = choose_machine(config.device, config.dtype, config.tokens_per_microbatch, config.rows_at_once)
+    machine = set_up_machine(config)
     reward, tasks = load_reward(config.reward), tasks or load_tasks_for(config)
     ranks, policy = join_ranks(machine.device), open_policy(config, machine)
     sampler = make_sampler(config.sampler, policy, machine, ranks)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from zerozoo.language.build import make_optimizer, make_sampler, open_policy, open_verifier, prompt_maker, save_policy
-from zerozoo.language.device import Machine, choose_machine
+from zerozoo.language.device import Machine, set_up_machine
 from zerozoo.language.evaluation import evaluate_tasks
 from zerozoo.language.example_files import Row, kept_rows, prompt_text, read_rows, split_off
 from zerozoo.language.heldout import Heldout
@@ -293,7 +293,7 @@ class Bench:
 def open_bench(config: Any, run: Run, tasks: TaskSet | None = None) -> Iterator[Bench]:
     """The parts that a config names, with `tasks` in place of its problems; the verifier is closed at the end."""
     check_tuning(config)
-    machine = choose_machine(config.device, config.dtype, config.tokens_per_microbatch, config.rows_at_once)
+    machine = set_up_machine(config)
     if tasks is None and (config.data or not config.examples):
         tasks = load_tasks_for(config)
     ranks, policy = join_ranks(machine.device), open_policy(config, machine)
@@ -342,7 +342,7 @@ def fit_pairs(bench: Bench, loss: PairLoss) -> dict[str, float]:
 def describe_tuning(config: Any) -> list[tuple[str, str]]:
     """Lines (what, how much) for `--plan`."""
     check_tuning(config)
-    machine = choose_machine(config.device, config.dtype, config.tokens_per_microbatch, config.rows_at_once)
+    machine = set_up_machine(config)
     source = (
         config.examples or f"examples made from {' '.join((config.data or 'the problems of the model', config.split))}"
     )
@@ -357,7 +357,7 @@ def describe_tuning(config: Any) -> list[tuple[str, str]]:
         ("optimisation", f"{length} of {config.batch_size} examples, {rate}"),
         (
             "machine",
-            f"{machine.device}, products in {machine.autocast or 'float32'},"
+            f"{machine.device}, products in {machine.products},"
             f" micro-batches of {machine.tokens_per_microbatch:,} tokens",
         ),
     ]

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from zerozoo.language.demonstrations import Lessons
-from zerozoo.language.device import choose_machine
+from zerozoo.language.device import set_up_machine
 from zerozoo.language.example_files import KEPT, Row, kept_rows, read_rows
 from zerozoo.language.parallel import join_ranks
 from zerozoo.language.pointwise_rewards import pointwise_reward_stage, weighted_reward
@@ -71,7 +71,7 @@ def quality_reward_stages(
             drawn = draw_responses(config, run, lambda tasks: tasks.train[:problems], "reward-data")
             return labelled_tests(drawn, weights)
 
-        machine = choose_machine(config.device, config.dtype, config.tokens_per_microbatch, config.rows_at_once)
+        machine = set_up_machine(config)
         kept_rows(run, make, _COLUMNS, join_ranks(machine.device))
         return Outputs({"rows": run.path(KEPT)})
 
@@ -93,7 +93,7 @@ def learned_quality(
     """The reward models that `quality_reward_stages` has left, as one reward."""
     chosen = {UNIFIED: 1.0} if unified else weights
     folders = {name: outputs[f"reward-{name}"].files[REWARD_MODEL] for name in chosen}
-    machine = choose_machine(config.device, config.dtype, config.tokens_per_microbatch, config.rows_at_once)
+    machine = set_up_machine(config)
     return weighted_reward(folders, chosen, machine.device, machine.tokens_per_microbatch)
 
 

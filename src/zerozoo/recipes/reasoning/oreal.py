@@ -33,7 +33,7 @@ from typing import Any
 from zerozoo.language import settings
 from zerozoo.language.algorithm import ADVANTAGES, CLONE_OR_PUSH, choose
 from zerozoo.language.build import make_algorithm
-from zerozoo.language.device import choose_machine
+from zerozoo.language.device import set_up_machine
 from zerozoo.language.example_files import Row
 from zerozoo.language.final_scores import FinalScore
 from zerozoo.language.fine_tuning import right_answers, solved_tasks
@@ -125,7 +125,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 def train(config: Config, run: Run) -> dict[str, float]:
     """Run all stages, resuming where the run directory stands; the final metrics of RL and the rated pass rate."""
     config = complete(config)
-    machine = choose_machine(config.device, config.dtype, config.tokens_per_microbatch, config.rows_at_once)
+    machine = set_up_machine(config)
     stages = stages_of(config)
     outputs = prepare(run, stages, join_ranks(machine.device)) if stages else {}
     metrics = _reinforce(config, run, outputs)

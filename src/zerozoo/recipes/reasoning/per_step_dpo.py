@@ -27,7 +27,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from zerozoo.language.algorithm import choose
-from zerozoo.language.device import choose_machine
+from zerozoo.language.device import set_up_machine
 from zerozoo.language.example_files import KEPT, Row, kept_rows
 from zerozoo.language.fine_tuning import right_answers
 from zerozoo.language.parallel import join_ranks
@@ -95,7 +95,7 @@ def train(config: Config, run: Run) -> dict[str, float]:
     if config.method != "sft":
         stages.append(Stage("traces", lambda part, before: _trace(config, part, before)))
         stages.append(Stage("learn", lambda part, before: _learn(config, part, before)))
-    machine = choose_machine(config.device, config.dtype, config.tokens_per_microbatch, config.rows_at_once)
+    machine = set_up_machine(config)
     outputs = run_stages(run, stages, join_ranks(machine.device))
     return {name: value for stage in outputs.values() for name, value in stage.metrics.items()}
 

@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 from zerozoo.language import settings
 from zerozoo.language.build import make_objective
 from zerozoo.language.demonstrations import Lessons, demonstration_stage, task_rows
-from zerozoo.language.device import choose_machine
+from zerozoo.language.device import set_up_machine
 from zerozoo.language.example_files import Row
 from zerozoo.language.models import LanguageModel
 from zerozoo.language.reward_models import RewardScorer, load_reward_model
@@ -143,7 +143,7 @@ def train(config: Config, run: Run) -> dict[str, float]:
     outputs = prepare(run, stages) if stages else {}
     config = started(config, outputs)
     folder = config.reward_model or outputs["reward-model"].files[REWARD_MODEL]
-    machine = choose_machine(config.device, config.dtype, config.tokens_per_microbatch, config.rows_at_once)
+    machine = set_up_machine(config)
     scorer = RewardScorer(load_reward_model(folder, device=machine.device), machine.tokens_per_microbatch)
     before = reliability(config, run, scorer, "before")
     algorithm = replace(make_objective(config), selection=by_rank(config.filter))

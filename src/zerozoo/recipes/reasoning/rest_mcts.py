@@ -29,7 +29,7 @@ from typing import Any
 
 from zerozoo.language.algorithm import choose
 from zerozoo.language.demonstrations import Lessons
-from zerozoo.language.device import choose_machine
+from zerozoo.language.device import set_up_machine
 from zerozoo.language.example_files import KEPT, Row, prompt_text, read_rows
 from zerozoo.language.parallel import join_ranks
 from zerozoo.language.process_rewards import labelled_reward_stage
@@ -109,7 +109,7 @@ def train(config: Config, run: Run) -> dict[str, float]:
             stages.append(Stage(f"value-{number}", _Value(config, number)))
     if config.search != NONE:
         stages.append(Stage("heldout", lambda part, before: _heldout(config, part, before)))
-    machine = choose_machine(config.device, config.dtype, config.tokens_per_microbatch, config.rows_at_once)
+    machine = set_up_machine(config)
     outputs = run_stages(run, stages, join_ranks(machine.device))
     return {name: value for stage in outputs.values() for name, value in stage.metrics.items()}
 

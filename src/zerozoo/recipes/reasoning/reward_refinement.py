@@ -32,7 +32,7 @@ from zerozoo.language import settings
 from zerozoo.language.algorithm import choose
 from zerozoo.language.build import make_objective
 from zerozoo.language.demonstrations import Lessons, demonstration_stage
-from zerozoo.language.device import choose_machine
+from zerozoo.language.device import set_up_machine
 from zerozoo.language.example_files import Row
 from zerozoo.language.models import LanguageModel
 from zerozoo.language.process_rewards import (
@@ -177,7 +177,7 @@ def learned_reward(config: Config, outputs: Mapping[str, Outputs]) -> ExtraRewar
         return None
     done = outputs.get("reward-model")
     folder = config.reward_model or str(done.files[REWARD_MODEL] if done else "")
-    machine = choose_machine(config.device, config.dtype, config.tokens_per_microbatch, config.rows_at_once)
+    machine = set_up_machine(config)
     model = load_reward_model(folder, device=machine.device)
     scorer = RewardScorer(model, machine.tokens_per_microbatch, normalised=False)
     if config.shaping == OUTCOME:

@@ -33,7 +33,7 @@ from zerozoo.language import settings
 from zerozoo.language.build import make_objective
 from zerozoo.language.critic import ValueModel
 from zerozoo.language.demonstrations import Lessons
-from zerozoo.language.device import Machine, choose_machine
+from zerozoo.language.device import Machine, set_up_machine
 from zerozoo.language.example_files import Row, read_rows
 from zerozoo.language.final_scores import FinalScore
 from zerozoo.language.fine_tuning import PLAIN, solved_tasks
@@ -160,7 +160,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 def train(config: Config, run: Run) -> dict[str, float]:
     """Run all stages, resuming where the run directory stands; metrics of RLVR, accuracies before and after it."""
     config = complete(config)
-    machine = choose_machine(config.device, config.dtype, config.tokens_per_microbatch, config.rows_at_once)
+    machine = set_up_machine(config)
     stages = stages_of(config)
     outputs = prepare(run, stages, join_ranks(machine.device)) if stages else {}
     folder = outputs["reward-model"].files[REWARD_MODEL] if "reward-model" in outputs else None
