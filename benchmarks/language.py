@@ -18,6 +18,7 @@ import os
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from language_peers import Case, make_advantages, make_prompts, make_responses, 
 ROOT = Path(__file__).resolve().parents[1]
 PEERS = Path(__file__).with_name("language_peers.py")
 REPEATS = 6  # the first is dropped
+PAUSE = 2.0  # seconds after a turn of vLLM, whose worker goes on spinning for one
 
 
 def _case(kind: str, groups: int, samples: int, prompt: int, new: int) -> Case:
@@ -143,6 +145,8 @@ def measure(commands: Mapping[str, Sequence[str]], cases: Mapping[str, Case], re
                 peaks[arm] = max(peaks.get(arm, 0.0), answer["peak_mb"])
                 if repeat:
                     seconds[arm].append(answer["seconds"])
+                if arm == "vllm":
+                    time.sleep(PAUSE)
         results[name] = {arm: summarise(seconds[arm], case, peaks[arm]) for arm in taking}
         line = ", ".join(f"{arm} {row['tokens_per_second']:.0f} tokens/s" for arm, row in results[name].items())
         print(f"{name}: {line}", flush=True)

@@ -11,6 +11,7 @@ tokens, `samples` responses of exactly `new` tokens each.
 from __future__ import annotations
 
 import json
+import os
 import random
 import resource
 import sys
@@ -46,19 +47,39 @@ def make_advantages(case: Case) -> list[float]:
 
 
 def peak_mb() -> float:
-    """Largest resident memory of this process, in 10^6 bytes: on Linux since the last reset, elsewhere ever."""
-    status = Path("/proc/self/status")
-    if not status.exists():
+    """Largest resident memory, in 10^6 bytes: on Linux of this process and those it has started, since the last reset;
+    elsewhere of this one, ever."""
+    if not Path("/proc/self/status").exists():
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # bytes on a Mac
-    line = next(line for line in status.read_text(encoding="ascii").splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) * 1024 / 1e6
+    return sum(_status(process).get("VmHWM", 0) for process in _family()) * 1024 / 1e6
 
 
 def reset_peak() -> None:
     """Start a new maximum, where the system can do that."""
-    clear = Path("/proc/self/clear_refs")
-    if clear.exists():
-        clear.write_text("5", encoding="ascii")
+    for process in _family():
+        clear = process / "clear_refs"
+        if clear.exists():
+            clear.write_text("5", encoding="ascii")
+
+
+def _family() -> list[Path]:
+    """Folders under /proc of this process and of all that it has started, and they, and so on."""
+    everyone = [path for path in Path("/proc").glob("[0-9]*") if path.name.isdigit()]
+    parents = {int(path.name): _status(path).get("PPid", 0) for path in everyone}
+    family = [os.getpid()]
+    for process in family:  # grows while it is walked
+        family += [child for child, parent in parents.items() if parent == process]
+    return [Path("/proc", str(process)) for process in family]
+
+
+def _status(process: Path) -> dict[str, int]:
+    """The numbers in a process's status; none when it has ended."""
+    try:
+        lines = (process / "status").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return {}
+    pairs = [line.split()[:2] for line in lines]
+    return {pair[0].rstrip(":"): int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].isdigit()}
 
 
 def serve(run: Callable[[Case], None]) -> None:
@@ -107,10 +128,21 @@ def transformers_arm(folder: str) -> Callable[[Case], None]:
 
 
 def vllm_arm(folder: str) -> Callable[[Case], None]:
-    """Sampling by vLLM, with the log-probs of the sampled tokens."""
+    """Sampling by vLLM as it comes, in a process that it starts, compiled; with the log-probs of the sampled tokens."""
+    # All processors, as the other arms have them; by itself vLLM takes one of each physical core and keeps one free.
+    processors = ",".join(str(one) for one in sorted(os.sched_getaffinity(0)))
+    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", processors)
     from vllm import LLM, SamplingParams
 
-    engine = LLM(folder, dtype="float32", max_model_len=512, enable_prefix_caching=True, disable_log_stats=True)
+    engine = LLM(
+        folder,
+        dtype="float32",
+        max_model_len=512,
+        max_num_seqs=256,  # all rows of a case at once
+        kv_cache_memory_bytes=3 * 2**30,  # enough for them; otherwise vLLM takes nine tenths of the machine
+        logprobs_mode="processed_logprobs",
+        disable_log_stats=True,
+    )
 
     def rollout(case: Case) -> None:
         if case["kind"] != "rollout":
@@ -120,7 +152,9 @@ def vllm_arm(folder: str) -> Callable[[Case], None]:
         )
         prompts = [{"prompt_token_ids": prompt} for prompt in make_prompts(case)]
         outputs = engine.generate(prompts, settings, use_tqdm=False)
-        assert all(len(one.token_ids) == case["new"] for output in outputs for one in output.outputs)
+        rows = [one for output in outputs for one in output.outputs]
+        assert len(rows) == case["groups"] * case["samples"]
+        assert all(len(row.token_ids) == len(row.logprobs) == case["new"] for row in rows)
 
     return rollout
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 import language
 import language_peers
+import vllm_rollouts
 
 ARM = """
 import json, sys
@@ -30,7 +32,8 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-def test_arms_take_turns_and_the_first_repeat_is_dropped(tmp_path: Path) -> None:
+def test_arms_take_turns_and_the_first_repeat_is_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(language, "PAUSE", 0.0)
     script, log = tmp_path / "arm.py", tmp_path / "log"
     script.write_text(ARM)
     commands = {arm: [sys.executable, str(script), arm, str(log), start] for arm, start in (("a", "1"), ("vllm", "5"))}
@@ -70,3 +73,20 @@ def test_every_case_of_the_issue_is_there() -> None:
             case = language.CASES[f"rollout {rows} x {new}"]
             assert (case["groups"] * case["samples"], case["new"]) == (rows, new)
     assert json.dumps(language.CASES)
+
+
+def test_memory_counts_the_processes_that_an_arm_has_started() -> None:
+    """vLLM keeps its model in a process of its own."""
+    code = "import sys; held = b'1' * 60_000_000; print('ready', flush=True); sys.stdin.read()"
+    alone = language_peers.peak_mb()
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        assert language_peers.peak_mb() > alone + 60
+        child.communicate()
+    assert language_peers.peak_mb() < alone + 60
+
+
+def test_the_cases_of_vllm_alone_are_those_of_the_benchmark() -> None:
+    assert {vllm_rollouts.CASES[name]["kind"] for name in vllm_rollouts.ASKED} == {"rollout"}
+    assert vllm_rollouts.CASES is language.CASES

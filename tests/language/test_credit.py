@@ -92,7 +92,7 @@ def test_the_selection_does_not_change_what_the_group_is_compared_with(tmp_path:
     for name, selection in (("all", None), ("pairs", one_pair())):
         algorithm = Algorithm(advantage=ADVANTAGES["group-centred"], kl=kl, selection=selection)
         holder[:] = [make_loop(tmp_path / name, answer=half_right, algorithm=algorithm, reference=shifted(holder, 0.5))]
-        rollouts, _ = holder[0]._collect()
+        rollouts, _ = holder[0].collector.collect(1)
         rollouts.trained = rollouts.written()
         holder[0]._credit(rollouts)
         results.append(rollouts)

@@ -6,13 +6,18 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from zerozoo.language.parallel import ALONE, Ranks
+from zerozoo.language.build import open_policy
+from zerozoo.language.device import Machine
+from zerozoo.language.parallel import ALONE, Ranks, check_processes
+from zerozoo.recipes.reasoning import simplerl_zoo
+from zerozoo.runs.errors import UserError
 
 FIELDS = ["--kl-coefficient", "0.01", "--updates-per-step", "2", "--steps", "2", "--samples-logged", "16"]
 
@@ -66,11 +71,46 @@ def test_two_processes_train_like_one(tmp_path: Path) -> None:
 
 def test_several_processes_need_a_directory(monkeypatch: pytest.MonkeyPatch) -> None:
     from zerozoo.cli.train import parse_and_run
-    from zerozoo.runs.errors import UserError
 
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="--directory"):
         parse_and_run(["simplerl-zoo", "--preset", "smoke"])
+
+
+@dataclass(frozen=True)
+class Wishes:
+    prompts_per_step: int = 4
+    shard: bool = True
+    precision: str = "full"
+
+
+@pytest.mark.parametrize(
+    ("processes", "wishes", "words"),
+    [
+        ("5", Wishes(), "5 processes train together, but a step has only 4 prompts"),
+        ("5", Wishes(shard=False), "5 processes train together, but a step has only 4 prompts"),
+        ("1", Wishes(), "this is the only one"),
+        ("2", Wishes(precision="int8"), "--precision int8 is not made for sharded weights"),
+    ],
+)
+def test_what_a_number_of_processes_does_not_suit(
+    processes: str, wishes: Wishes, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", processes)
+    with pytest.raises(UserError, match=words):
+        check_processes(wishes)
+
+
+@pytest.mark.parametrize("processes", ["1", "4"])
+def test_what_it_suits(processes: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", processes)
+    check_processes(Wishes(shard=processes == "4"))
+
+
+def test_stages_that_cannot_shard_say_so() -> None:
+    machine = Machine("cpu", None, 100, 10)
+    with pytest.raises(UserError, match="--shard is made for reinforcement learning"):
+        open_policy(replace(simplerl_zoo.Config(), shard=True), machine)
 
 
 def rows(path: Path) -> list[dict[str, object]]:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 
-from zerozoo.language.device import Machine, choose_machine, set_up_machine
+from zerozoo.language.device import Machine, choose_machine, full_products, set_up_machine
 from zerozoo.language.factory import SIZES, untrained
 from zerozoo.language.families import tiny_model
 from zerozoo.language.models import save_model
@@ -114,6 +115,21 @@ def test_the_peak_is_the_larger_of_sampling_and_learning() -> None:
     assert plan.peak > plan.learner
 
 
+def test_parts_of_a_sharded_run_by_hand() -> None:
+    plain, parts = (memory_plan(SMALL, Wishes(kl_coefficient=0.1), MACHINE, parts=parts) for parts in (1, 4))
+    for name in ("weights", "gradients", "optimizer", "reference"):
+        assert getattr(plain, name) == 4 * getattr(parts, name)
+    assert (parts.cache, parts.activations, parts.logits) == (plain.cache, plain.activations, plain.logits)
+    assert parts.whole_sampling == plain.weights
+    assert parts.whole_learning == 2 * 4 * (2 * 672 + 800)  # two layers, embedding and head, each with a gradient
+    assert parts.learner == plain.learner - 5 * plain.weights + 5 * parts.weights + parts.whole_learning
+    rounded = memory_plan(SMALL, Wishes(), Machine("cuda", "bfloat16", 64, 4), parts=4)
+    assert rounded.whole_sampling == 2 * 2 * 672 + 4 * 800  # layers are gathered in bfloat16
+    assert (plain.whole_sampling, plain.whole_learning) == (0, 0)
+    long = memory_plan(SMALL, Wishes(max_new_tokens=100_000), MACHINE, parts=4)
+    assert long.peak == long.weights + long.optimizer + long.whole_sampling + long.cache
+
+
 def test_size_of_a_folder_is_read_from_its_config(tmp_path: Path) -> None:
     policy = tiny_model("gemma2", hidden=32, heads=4, kv_heads=2)
     save_model(policy, tmp_path / "model")
@@ -185,6 +201,9 @@ def test_machine_fills_in_what_is_open() -> None:
 
 
 def test_a_cpu_rounds_the_factors_of_products_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zerozoo.language.device.has_bfloat16_units", lambda: False)
+    assert choose_machine("cpu", "bfloat16").products == "float32"
+    monkeypatch.setattr("zerozoo.language.device.has_bfloat16_units", lambda: True)
     machine = choose_machine("cpu", "bfloat16", 100, 7)
     assert machine == Machine("cpu", None, 100, 7, "medium")
     assert (machine.products, choose_machine("cpu").products) == ("bfloat16", "float32")
@@ -193,6 +212,16 @@ def test_a_cpu_rounds_the_factors_of_products_only(monkeypatch: pytest.MonkeyPat
     set_up_machine(Config(dtype="bfloat16", device="cpu"))
     set_up_machine(Config(dtype="float32", device="cpu"))
     assert said == ["medium", "highest"]
+
+
+def test_full_products_are_full_inside_and_as_before_outside() -> None:
+    torch.set_float32_matmul_precision("medium")
+    with full_products():
+        assert torch.get_float32_matmul_precision() == "highest"
+    assert torch.get_float32_matmul_precision() == "medium"
+    torch.set_float32_matmul_precision("high")
+    with full_products():
+        assert torch.get_float32_matmul_precision() == "high"
 
 
 @pytest.mark.parametrize(

@@ -247,7 +247,7 @@ def test_scores_are_ten_zero_and_minus_ten(digits_model: str, tmp_path: Path) ->
         """Ends the run when all has been seen."""
 
     def watch(loop: ZeroRL, number: int) -> Any:
-        rollouts, _ = loop._collect()
+        rollouts, _ = loop.collector.collect(1)
         verified = rollouts.rewards.clone()
         loop._add_reward(rollouts)
         seen["score"].append((verified, rollouts.samples.stopped, rollouts.rewards))

@@ -138,9 +138,40 @@ def test_trap_35_replaced_groups_count_as_dealt(make_loop: Make, tmp_path: Path,
     assert torch.equal(results[0][1], results[1][1])
 
 
-def test_trap_35_asynchronous_staleness_budget(absent: Make) -> None:
-    """Mistake: the budget of stale samples is counted twice after a recovery. Rule: to be tested with that loop."""
-    absent("asynchronous loop with a staleness budget", "ray", "vllm")
+@pytest.mark.parametrize("lost_in", [2, 4, 5])
+def test_trap_35_asynchronous_staleness_budget(make_loop: Make, tmp_path: Path, lost_in: int) -> None:
+    """Mistake: after a recovery more is drawn ahead than is allowed. Rule: nothing is under way; lag grows from 0."""
+    settings = {"max_lag": 2, "samples_logged": 12}
+    whole = make_loop(tmp_path / "whole", steps=6, settings=settings)
+    whole.train()
+    crashing = make_loop(tmp_path / "parts", steps=6, settings=settings)
+    step = crashing.step
+
+    def crash(number: int) -> Any:
+        if number == lost_in:
+            crashing.collector.collect(number)  # others are on their way by then
+            raise RuntimeError("power cut")
+        return step(number)
+
+    crashing.step = crash
+    with pytest.raises(RuntimeError, match="power cut"):
+        crashing.train()
+    assert len(crashing.collector.under_way) == min(2, 6 - lost_in)
+    resumed = make_loop(tmp_path / "parts", steps=6, settings=settings)
+    ahead = []
+    deal = resumed.deck.deal
+
+    def count(number: int) -> list[Task]:
+        ahead.append(len(resumed.collector.under_way))
+        return deal(number)
+
+    resumed.deck.deal = count
+    resumed.train()
+    kept = (lost_in - 1) // 2 * 2
+    assert ahead == [0, 1, 2, *[2] * (6 - kept)][: 6 - kept]  # each step is dealt once, at most two beside it
+    ages = [row["staleness/highest"] for row in resumed.run.history() if row["step"] > kept]
+    assert ages == [0, 1, 2, 2, 2, 2][: 6 - kept]
+    assert trained_on(resumed) == trained_on(whole)
 
 
 # --- 36

@@ -13,6 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from fake_engine import FakeEngine
+from zerozoo.distributed.vllm_sampler import VllmSampler
 from zerozoo.language.algorithm import Algorithm
 from zerozoo.language.build import make_reference, make_sampler, make_update_settings
 from zerozoo.language.device import choose_machine
@@ -223,9 +225,19 @@ def test_trap_13_later_gradient_steps_of_a_rollout_see_new_weights_in_bfloat16(
     assert all(value.dtype == torch.float32 for value in loop.policy.model.parameters())
 
 
-def test_trap_13_server_prefix_cache(absent: Make) -> None:
-    """Mistake: a server answers from a prefix cache of old weights. Rule: it is emptied with every delivery."""
-    absent("vLLM engine with a prefix cache", "vllm")
+def test_trap_13_server_prefix_cache() -> None:
+    """Mistake: a server answers from a prefix cache of old weights. Rule: a probe behind a cached prefix finds it."""
+    # That vLLM's own cache is emptied with every delivery is a test in tests/with_vllm.
+    policy = tiny_model("llama")
+    engine = FakeEngine(policy)
+    engine.known = {}
+    sampler = VllmSampler(policy, lambda: engine)
+    sampler.publish(0)
+    move(policy)
+    with pytest.raises(UserError, match="does not have the learner's weights of version 1"):
+        sampler.publish(1)
+    engine.known = {}
+    sampler.publish(1)
 
 
 @pytest.mark.parametrize("name", ["native", "transformers"])
@@ -257,9 +269,29 @@ def test_trap_14_adapters_reach_the_sampler(drawn: Make) -> None:
     assert distance(learner(policy, rows), before) > 0.1
 
 
-def test_trap_14_delivery_of_weights_to_a_server(absent: Make) -> None:
-    """Mistake: LoRA or full weights do not arrive at the server. Rule: a probe is compared after every delivery."""
-    absent("vLLM sampler with delivery of weights", "vllm")
+def test_trap_14_delivery_of_weights_to_a_server(drawn: Make) -> None:
+    """Mistake: weights do not arrive at the server. Rule: without a probe that agrees nothing is written."""
+    policy = tiny_model("llama")
+    engine = FakeEngine(policy)
+    sampler = VllmSampler(policy, lambda: engine)
+    prompts = [policy.encode(text) for text in PROMPTS]
+    for _ in range(2):
+        samples = sampler.sample(prompts, 1, Decoding(5), torch.Generator().manual_seed(0))
+        rows = Sequences(
+            prompts, [row[:n] for row, n in zip(samples.tokens.tolist(), samples.lengths.tolist(), strict=True)]
+        )
+        flat = torch.cat([row[:n] for row, n in zip(samples.logprobs, samples.lengths.tolist(), strict=True)])
+        assert torch.allclose(flat, response_scores(policy.model, rows).logprobs, atol=1e-4)
+        move(policy)
+    engine.deaf = True
+    with pytest.raises(UserError, match="does not have the learner's weights"):
+        sampler.sample(prompts, 1, Decoding(5), torch.Generator().manual_seed(0))
+
+
+def move(policy: LanguageModel) -> None:
+    with torch.no_grad():
+        for parameter in policy.model.parameters():
+            parameter.add_(0.05 * torch.ones_like(parameter).cumsum(0).sin())
 
 
 # --- 15, 16

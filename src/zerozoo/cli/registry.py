@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any
 
 import zerozoo.recipes
+from zerozoo.distributed.named_samplers import offer_samplers
 from zerozoo.runs.errors import UserError
 
 
@@ -95,6 +96,7 @@ def load_recipe(slug: str) -> Recipe:
     entries = {entry.slug: entry for entry in catalogue()}
     if slug not in entries:
         raise UserError(f"Unknown recipe {slug!r}{_hint(slug, entries)}; `zerozoo list` shows all")
+    offer_samplers()
     module = importlib.import_module(entries[slug].module)
     claims = getattr(module, "CLAIM", ())
     return Recipe(

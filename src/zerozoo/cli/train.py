@@ -7,8 +7,6 @@ import dataclasses
 import difflib
 import io
 import re
-import shlex
-import shutil
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from datetime import datetime
@@ -18,6 +16,7 @@ from typing import Any, NoReturn
 from rich.console import Console
 from rich.table import Table
 
+from zerozoo.cli.backends import BACKEND_FLAGS, add_backend_flags, choose_backend, resume_command, train_on_ray
 from zerozoo.cli.display import TrainingDisplay
 from zerozoo.cli.outcome import show_outcome
 from zerozoo.cli.registry import Recipe, load_recipe
@@ -31,6 +30,10 @@ USAGE = """usage: zerozoo train SLUG [--preset NAME] [--FIELD VALUE ...]
   --resume DIR      go on with a run, with the config it has; fields given beside it may only make it longer
   --plan            print what would run (sequences, tokens, memory) and stop
   --sink NAME       also send metrics to tensorboard, wandb or trackio; may be repeated
+  --backend NAME    local (default), or ray: on this machine or on a Ray cluster, with the flags
+    --rollout-workers N   processes that write responses (default 1; 0: the learners do)
+    --learners M          processes that train together (default 1)
+    --address HOST:PORT   head node of the cluster; without it the cluster of a Ray job, or this machine
 
 `zerozoo train SLUG --help` lists the fields of a recipe, `zerozoo list` the recipes."""
 
@@ -47,8 +50,10 @@ def parse_and_run(arguments: Sequence[str]) -> int:
     parser.add_argument("--resume", type=Path)
     parser.add_argument("--plan", action="store_true")
     parser.add_argument("--sink", action="append", default=[])
+    add_backend_flags(parser)
     options, fields = parser.parse_known_args(arguments[1:])
     config = _config(recipe, options, fields)
+    backend = choose_backend(options, recipe, config)
     directory = _directory(recipe, options)
     console = Console()
     if process_rank():
@@ -56,7 +61,9 @@ def parse_and_run(arguments: Sequence[str]) -> int:
     _print_plan(console, recipe, config)
     if options.plan:
         return 0
-    return _train(console, recipe, config, directory, options)
+    if backend is None:
+        return _train(console, recipe, config, directory, options)
+    return train_on_ray(console, recipe, config, directory, options.sink, backend)
 
 
 class _Parser(ArgumentParser):
@@ -123,7 +130,7 @@ def _check_flags(recipe: Recipe, fields: Sequence[str]) -> None:
     for field in dataclasses.fields(recipe.config_class):
         name = field.name.replace("_", "-")
         known |= {name, f"no-{name}"} if field.type in (bool, "bool") else {name}
-    commands = {"preset", "directory", "resume", "plan", "sink", "help"}
+    commands = {"preset", "directory", "resume", "plan", "sink", "help", *BACKEND_FLAGS}
     for word in fields:
         if not word.startswith("--"):
             continue
@@ -164,7 +171,7 @@ def _train_along(recipe: Recipe, config: Any, directory: Path) -> int:
 
 
 def _train(console: Console, recipe: Recipe, config: Any, directory: Path, options: Namespace) -> int:
-    from zerozoo.runs.run import Run
+    from zerozoo.runs.run import Run, remove_unused
     from zerozoo.runs.sinks import make_sink
 
     values = dataclasses.asdict(config)
@@ -172,7 +179,7 @@ def _train(console: Console, recipe: Recipe, config: Any, directory: Path, optio
     sinks = [make_sink(name, directory, directory.name, values) for name in options.sink]
     existed = directory.exists()
     run = Run.start(directory, recipe.slug, values, seed, sinks=sinks, extendable=recipe.extendable)
-    resume = f"zerozoo train {recipe.slug} --resume {shlex.quote(str(directory))}"
+    resume = resume_command(recipe, directory)
     with run, TrainingDisplay(console, values.get("steps", 0)) as display:
         run.sinks.append(display)
         run.say, run.show = display.say, display.show
@@ -184,9 +191,7 @@ def _train(console: Console, recipe: Recipe, config: Any, directory: Path, optio
             console.print(f"Interrupted. To go on: {resume}", highlight=False, soft_wrap=True)
             raise
         except UserError:
-            if not existed and not run.history():
-                # Nothing was made yet. Left behind, the directory would refuse the mended config as another one.
-                shutil.rmtree(directory, ignore_errors=True)
+            remove_unused(run, existed)
             raise
         finally:
             run.sinks.remove(display)

@@ -50,6 +50,18 @@ class Minibatch:
         return Minibatch(*(values.index_select(0, index) for values in rows))
 
 
+def with_advantages(agent: OnPolicy, taken: Tensors, gamma: float, lam: float) -> Minibatch:
+    """T steps of N copies as one batch of T * N rows, with advantages by the agent's present state values.
+
+    taken: obs, action, log_prob, next_obs, reward, terminated, ended, each (T, N, ...); next_obs the true successor.
+    """
+    flat = {name: value.flatten(0, 1) for name, value in taken.items()}
+    shape = taken["reward"].shape
+    values, next_values = (agent.values(flat[name]).view(shape) for name in ("obs", "next_obs"))
+    advantage = gae(taken["reward"], values, next_values, taken["terminated"], taken["ended"], gamma=gamma, lam=lam)
+    return Minibatch(flat["obs"], flat["action"], flat["log_prob"], advantage.flatten(), (advantage + values).flatten())
+
+
 @dataclass(kw_only=True, eq=False)
 class OnPolicyLoop(Loop):
     """See `Loop`. A pass makes T * N steps in the environment and learns from them; the agent has `OnPolicy`.
@@ -120,14 +132,7 @@ class OnPolicyLoop(Loop):
             self.meter.add(finished_episodes(step))
             self.obs = step.obs
         taken = {name: torch.stack(values) for name, values in columns.items()}  # each (T, N, ...)
-        flat = {name: value.flatten(0, 1) for name, value in taken.items()}
-        shape = taken["reward"].shape
-        values, next_values = (agent.values(flat[name]).view(shape) for name in ("obs", "next_obs"))
-        flags = taken["terminated"], taken["ended"]
-        advantage = gae(taken["reward"], values, next_values, *flags, gamma=self.gamma, lam=self.lam)
-        return Minibatch(
-            flat["obs"], flat["action"], flat["log_prob"], advantage.flatten(), (advantage + values).flatten()
-        )
+        return with_advantages(agent, taken, self.gamma, self.lam)
 
     def tensors(self) -> dict[str, Tensor]:
         """The environments, which are in the middle of their episodes."""

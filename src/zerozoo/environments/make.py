@@ -16,6 +16,7 @@ from zerozoo.environments.batched.comb_lock import CombLock
 from zerozoo.environments.batched.hazards import Hazards
 from zerozoo.environments.batched.pendulum import Pendulum
 from zerozoo.environments.batched.point_maze import PointMaze
+from zerozoo.environments.batched.synthetic import Synthetic
 from zerozoo.environments.batched.world import BatchedWorld, OneCopy
 from zerozoo.environments.levels import GridLevels
 from zerozoo.environments.mazes import LAYOUTS
@@ -29,6 +30,7 @@ WORLDS: dict[str, Callable[..., BatchedWorld]] = {
     "hazards": Hazards,
     "comb-lock": CombLock,
     "levels": GridLevels,
+    "synthetic": Synthetic,
 }
 # Packages whose environments gymnasium knows only once they are imported.
 _PACKAGES = ("gymnasium_robotics", "minigrid")

@@ -7,13 +7,15 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from zerozoo.language.decoder import can_pack
-from zerozoo.language.logprobs import split_by_tokens
+from zerozoo.language.logprobs import Sequences, split_by_tokens
 from zerozoo.language.packing import fill_by_tokens
 from zerozoo.language.parallel import Ranks
 from zerozoo.language.rollouts import Rollouts
+from zerozoo.language.sharding import is_sharded, limit_gradients
 from zerozoo.language.shared_prompts import can_share
 from zerozoo.runs.errors import DivergedError
 
@@ -23,7 +25,7 @@ class MicroBatch:
     """Rows of one forward pass.
 
     Attributes:
-        rows: of the rollouts.
+        rows: of the rollouts; none in a pass that is only made because other processes make one (`evened`).
         shared: whether rows of a group share their prompt.
         tokens, padded: positions that are computed, without and with padding.
     """
@@ -32,6 +34,24 @@ class MicroBatch:
     shared: bool
     tokens: int
     padded: int
+
+
+IDLE = MicroBatch([], shared=False, tokens=0, padded=0)
+
+
+def sequences_of(rollouts: Rollouts, batch: MicroBatch) -> Sequences:
+    """The rows of a micro-batch; for an idle one a single token, which nobody looks at."""
+    return rollouts.sequences(batch.rows) if batch.rows else Sequences([[0]], [[0]])
+
+
+def evened(model: torch.nn.Module, batches: list[MicroBatch], ranks: Ranks) -> list[MicroBatch]:
+    """The micro-batches of this process, with idle ones behind them where the weights are sharded.
+
+    Every pass then gathers weights from all processes, so all have to make equally many.
+    """
+    if ranks.size == 1 or not is_sharded(model):
+        return batches
+    return batches + [IDLE] * (int(ranks.highest(len(batches))) - len(batches))
 
 
 def minibatches(rollouts: Rollouts, number: int) -> list[list[int]]:
@@ -111,12 +131,12 @@ def take_step(
     Raises:
         DivergedError: when that is not finite; the weights are as before and the gradients gone.
     """
-    if ranks.size > 1:
+    if ranks.size > 1 and not any(isinstance(parameter, DTensor) for parameter in parameters):  # else they are sums
         for parameter in parameters:
             if parameter.grad is None:  # no row of this process had one
                 parameter.grad = torch.zeros_like(parameter)
         ranks.add(parameter.grad for parameter in parameters if parameter.grad is not None)
-    norm = torch.nn.utils.clip_grad_norm_(parameters, largest)
+    norm = limit_gradients(parameters, largest)
     if not torch.isfinite(norm):
         optimizer.zero_grad(set_to_none=True)
         raise DivergedError(f"The gradient norm became {float(norm)}; the step was not taken.")

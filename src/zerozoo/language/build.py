@@ -24,16 +24,20 @@ from zerozoo.language.algorithm import (
 )
 from zerozoo.language.critic import Critic, CriticSettings, ValueModel
 from zerozoo.language.device import Machine
+from zerozoo.language.engine import current_engine
+from zerozoo.language.loop_settings import SCHEDULES, LoopSettings
 from zerozoo.language.lora import add_lora, merge_lora
 from zerozoo.language.models import LanguageModel, as_dtype, load_model, save_model
 from zerozoo.language.parallel import ALONE, Ranks, ShardedSampler, ShardedVerifier
 from zerozoo.language.precision import importance_cap
 from zerozoo.language.rollouts import Rollouts
 from zerozoo.language.samplers.interface import Sampler
+from zerozoo.language.samplers.named import NAMED
 from zerozoo.language.samplers.native import NativeSampler
+from zerozoo.language.samplers.partial import PartialSampler, SliceWriter
 from zerozoo.language.samplers.reference import TransformersSampler
+from zerozoo.language.sharding import shard_modules, shard_policy, whole_copy
 from zerozoo.language.update import Updater, UpdateSettings
-from zerozoo.language.zero_rl import SCHEDULES, LoopSettings
 from zerozoo.rewards.verifier import Verifier
 from zerozoo.runs.errors import UserError
 from zerozoo.runs.run import Run
@@ -47,7 +51,7 @@ LEAST = {
     **dict.fromkeys(("evaluate_every", "checkpoint_every", "lora_alpha"), 1),
     **dict.fromkeys(("steps", "refill_rounds", "warmup_steps", "lora_rank", "samples_logged", "heldout_size"), 0),
     **dict.fromkeys(("clip_low", "clip_high", "learning_rate", "weight_decay"), 0),
-    **dict.fromkeys(("tokens_per_microbatch", "rows_at_once", "importance_cap"), 0),
+    **dict.fromkeys(("tokens_per_microbatch", "rows_at_once", "importance_cap", "max_lag", "slice_tokens"), 0),
 }
 ABOVE_ZERO = ("temperature", "max_gradient_norm")
 
@@ -65,6 +69,8 @@ def check_numbers(config: Any) -> None:
             f"updates_per_step is {config.updates_per_step}, but a step has only {config.prompts_per_step} prompts to"
             " share among its updates."
         )
+    if config.slice_tokens and not config.max_lag:
+        raise UserError("slice_tokens is for responses that are written ahead of their step: set max_lag, too.")
 
 
 def make_algorithm(config: Any) -> Algorithm:
@@ -99,15 +105,28 @@ def make_objective(config: Any) -> Algorithm:
     )
 
 
-def open_policy(config: Any, machine: Machine) -> LanguageModel:
-    """Load the model for training: float32 weights on the device, adapters and checkpointing as the config asks."""
-    policy = load_model(config.model, dtype="float32", device=machine.device)
+def open_policy(config: Any, machine: Machine, shards: bool = False) -> LanguageModel:
+    """Load the model for training: float32 weights on the device, adapters and checkpointing as the config asks.
+
+    Args:
+        shards: whether the caller's loop can train a model of which each process has a part, as `config.shard` asks.
+            All processes must have met by then.
+
+    Raises:
+        UserError: sharding is asked for where it is not made.
+    """
+    sharded = getattr(config, "shard", False)
+    if sharded and not shards:
+        raise UserError("--shard is made for reinforcement learning, not for the other stages of this recipe.")
+    policy = load_model(config.model, dtype="float32", device="cpu" if sharded else machine.device)
     policy.autocast = as_dtype(machine.autocast) if machine.autocast else None
     if config.lora_rank:
         add_lora(policy, config.lora_rank, config.lora_alpha, config.seed)
     if config.gradient_checkpointing:
         # Reentrant checkpointing drops gradients when the embeddings are frozen, as with LoRA.
         policy.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if sharded:
+        shard_policy(policy, machine.device)
     return policy
 
 
@@ -136,6 +155,7 @@ def make_loop_settings(config: Any) -> LoopSettings:
         samples_logged=config.samples_logged,
         warmup_steps=config.warmup_steps,
         schedule=choose("schedule", config.schedule, SCHEDULES),
+        max_lag=config.max_lag,
     )
 
 
@@ -148,14 +168,35 @@ def make_optimizer(
 
 
 def make_sampler(name: str, policy: LanguageModel, machine: Machine, ranks: Ranks = ALONE) -> Sampler:
-    """A sampler by name. Raises UserError for one that cannot share its work among processes."""
-    choose("sampler", name, SAMPLERS)
+    """A sampler by name, from the engine of the run where it has one.
+
+    Raises UserError for one that cannot share its work among processes, or that the engine does not have.
+    """
+    choose("sampler", name, (*SAMPLERS, *NAMED))
+    engine = current_engine()
+    if engine is not None:
+        return engine.sampler(name, policy, machine, ranks)
     if name == "native":
         native = NativeSampler(policy, machine.rows_at_once)
         return native if ranks.size == 1 else ShardedSampler(native, ranks)
     if ranks.size > 1:
         raise UserError("Only --sampler native works in several processes.")
-    return TransformersSampler(policy)
+    return NAMED[name](policy, machine) if name in NAMED else TransformersSampler(policy)
+
+
+def write_in_slices(config: Any, sampler: Sampler) -> Sampler:
+    """What writes the training responses: `sampler`, or with `config.slice_tokens` one that keeps them over updates.
+
+    Raises UserError for a sampler that cannot go on with a response.
+    """
+    if not config.slice_tokens:
+        return sampler
+    if not isinstance(sampler, SliceWriter):
+        raise UserError(
+            "This sampler cannot go on with what other weights have begun: leave out --slice-tokens, or take --sampler"
+            " native in one process or with --backend ray."
+        )
+    return PartialSampler(sampler, config.slice_tokens)
 
 
 @contextmanager
@@ -166,10 +207,13 @@ def open_verifier(tasks: TaskSet, ranks: Ranks) -> Iterator[Verifier]:
 
 
 def save_policy(policy: LanguageModel, run: Run) -> None:
-    """Write the trained model into the run directory, adapters merged."""
-    merge_lora(policy)
+    """Write the trained model into the run directory, adapters merged. All processes must call it."""
+    trained = policy if policy.outline is None else whole_copy(policy, run.writes)
+    if trained is None:
+        return
+    merge_lora(trained)
     if run.writes:
-        save_model(policy, run.path("model"))
+        save_model(trained, run.path("model"))
 
 
 def make_critic_settings(config: Any) -> CriticSettings:
@@ -209,7 +253,8 @@ def open_critic(
     values: the value model to take in place of the checkpoint with a head of zeros; a reward model's, head and all.
     """
     if values is None:
-        values = ValueModel(load_model(config.critic or config.model, dtype="float32", device=machine.device))
+        device = "cpu" if config.shard else machine.device
+        values = ValueModel(load_model(config.critic or config.model, dtype="float32", device=device))
     model = values.language_model
     if model.tokenizer.get_vocab() != policy.tokenizer.get_vocab():
         raise UserError(
@@ -219,6 +264,8 @@ def open_critic(
     model.autocast = as_dtype(machine.autocast) if machine.autocast else None
     if config.gradient_checkpointing:
         model.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if config.shard:
+        shard_modules(values, list(values.backbone.model.layers), machine.device, model.autocast)
     optimizer = torch.optim.AdamW(
         values.parameters(), lr=config.critic_learning_rate, weight_decay=config.weight_decay, fused=True
     )
@@ -239,7 +286,13 @@ def make_reference(policy: LanguageModel, updater: Updater) -> Callable[[Rollout
                 return updater.scores(policy.model, rollouts)
 
         return without_adapters
-    frozen = copy.deepcopy(policy.model).eval().requires_grad_(False)
+    if policy.outline is None:
+        frozen = copy.deepcopy(policy.model).eval().requires_grad_(False)
+    else:
+        start = whole_copy(policy)
+        assert start is not None
+        frozen = start.model.eval().requires_grad_(False)
+        shard_policy(start, str(policy.model.device))
     return lambda rollouts: updater.scores(frozen, rollouts)
 
 

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from zerozoo.language.batches import MicroBatch, microbatches, minibatches, prepare, share_of_rank, take_step
+from zerozoo.language.batches import (
+    MicroBatch,
+    evened,
+    microbatches,
+    minibatches,
+    prepare,
+    sequences_of,
+    share_of_rank,
+    take_step,
+)
 from zerozoo.language.credit import Credit, rewards_of_tokens
 from zerozoo.language.decoder import can_pack
-from zerozoo.language.heads import decoder_hidden
+from zerozoo.language.heads import decoder_hidden, enter
 from zerozoo.language.models import LanguageModel
 from zerozoo.language.packing import pack, packed_hidden
 from zerozoo.language.parallel import ALONE, Ranks
@@ -128,7 +138,7 @@ class ValueModel(nn.Module):
                 hidden = decoder_hidden(
                     self.backbone, ids.to(device), mask.to(device), places.expand_as(ids).to(device)
                 )[(mask & (places >= starts[:, None])).to(device)]
-        return self.head(hidden.to(self.head.weight.dtype))[:, 0]
+        return self.head(hidden.to(self.head.weight.dtype))[:, 0].clone()  # FSDP wants no view
 
 
 class Critic(Credit):
@@ -157,10 +167,13 @@ class Critic(Credit):
         self.model.eval()
         with torch.no_grad():
             for batch in self._microbatches(rollouts, range(len(rollouts))):
+                values = self._forward(rollouts, batch).cpu()
+                if not batch.rows:
+                    continue
                 picked = torch.tensor(batch.rows)
                 mask = torch.arange(longest + 1) <= rollouts.samples.lengths[picked, None]
                 part = result.new_zeros(mask.shape)
-                part[mask] = self._forward(rollouts, batch).cpu()
+                part[mask] = values
                 result[picked] = part
         self.ranks.add([result])
         return result
@@ -210,13 +223,14 @@ class Critic(Credit):
 
     def _microbatches(self, rollouts: Rollouts, rows: Sequence[int]) -> list[MicroBatch]:
         settings, mine = self.settings, share_of_rank(rollouts, rows, self.ranks)
-        return microbatches(
+        batches = microbatches(
             self.model.backbone, rollouts, mine, settings.tokens_per_microbatch, settings.share_prompts, states=1
         )
+        return evened(self.model, batches, self.ranks)
 
     def _forward(self, rollouts: Rollouts, batch: MicroBatch) -> Tensor:
-        sequences = rollouts.sequences(batch.rows)
-        return self.model(sequences.prompts, sequences.responses, batch.shared)
+        sequences = sequences_of(rollouts, batch)
+        return enter(self.model, partial(self.model.forward, sequences.prompts, sequences.responses, batch.shared))
 
     def _gradient_step(self, seen: _Seen, rows: list[int], totals: _Totals) -> None:
         rollouts, picked = seen.rollouts, torch.tensor(rows)
@@ -224,6 +238,9 @@ class Critic(Credit):
         self.optimizer.zero_grad(set_to_none=True)
         for batch in self._microbatches(rollouts, rows):
             every = self._forward(rollouts, batch)
+            if not batch.rows:
+                (0 * every.sum()).backward()
+                continue
             ends = (rollouts.samples.lengths[torch.tensor(batch.rows)] + 1).cumsum(0) - 1
             before_end = torch.ones(len(every), dtype=torch.bool)
             before_end[ends] = False

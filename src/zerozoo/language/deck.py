@@ -29,6 +29,7 @@ class Deck:
         self.order: list[int] = []
         self.dealt = 0
         self.passes = 0
+        self.fingerprint = _fingerprint(tasks)
 
     def deal(self, count: int) -> list[Task]:
         """The next `count` tasks, all different."""
@@ -41,20 +42,21 @@ class Deck:
         return [self.tasks[index] for index in picked]
 
     def state(self) -> dict[str, Any]:
-        return {"order": self.order, "dealt": self.dealt, "passes": self.passes, "tasks": self._fingerprint()}
+        return {"order": self.order, "dealt": self.dealt, "passes": self.passes, "tasks": self.fingerprint}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on where `state` was taken. Raises UserError when the tasks are others than then."""
-        if state["tasks"] != self._fingerprint():
+        if state["tasks"] != self.fingerprint:
             raise UserError(
                 "The training problems are not those of the checkpoint:"
                 " resume with the same data or start in another directory."
             )
         self.order, self.dealt, self.passes = list(state["order"]), state["dealt"], state["passes"]
 
-    def _fingerprint(self) -> str:
-        """Digest of all questions and answers, in order."""
-        digest = hashlib.sha256()
-        for task in self.tasks:
-            digest.update(f"{task.question}\0{task.answer}\0".encode())
-        return digest.hexdigest()
+
+def _fingerprint(tasks: Sequence[Task]) -> str:
+    """Digest of all questions and answers, in order."""
+    digest = hashlib.sha256()
+    for task in tasks:
+        digest.update(f"{task.question}\0{task.answer}\0".encode())
+    return digest.hexdigest()

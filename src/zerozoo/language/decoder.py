@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from zerozoo.language.heads import causal_model
+from zerozoo.language.device import full_products
+from zerozoo.language.heads import DOOR, causal_model
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 # Others make the angles depend on the longest position of the batch, or turn only part of a head.
@@ -63,9 +64,10 @@ def _strange(causal: Any) -> str | None:
         return f"its positions are of the kind {kind}"
     if getattr(config, "hidden_act", "silu") != "silu":
         return f"its activation is {config.hidden_act}"
-    # The embedding is called as it is; transformers hooks it when it checkpoints activations.
+    # The embedding is called as it is; transformers hooks it when it checkpoints activations. Sharded modules are
+    # entered by their own door.
     hooked = (module for module in causal.modules() if module._forward_hooks or module._forward_pre_hooks)
-    if any(module is not causal.model.embed_tokens for module in hooked):
+    if any(module is not causal.model.embed_tokens and not hasattr(module, DOOR) for module in hooked):
         return "it has hooks"
     return None
 
@@ -184,9 +186,10 @@ class OwnDecoder:
             self.keys[number][rows, :, positions] = key.to(self.store)
             self.values[number][rows, :, positions] = value.to(self.store)
             blocks = query.to(self.store).unflatten(1, (self.key_heads, -1))  # (B, key heads, queries of each, D)
-            mixed = self._attend(
-                blocks, self.keys[number][:, :, :filled], self.values[number][:, :, :filled], masks[layer.window]
-            )
+            with full_products():
+                mixed = self._attend(
+                    blocks, self.keys[number][:, :, :filled], self.values[number][:, :, :filled], masks[layer.window]
+                )
             hidden = self._finish_layer(layer, hidden, mixed.flatten(1))
         return self._logits(hidden)
 
@@ -219,15 +222,16 @@ class OwnDecoder:
             self.keys[number][places, :, :longest] = key[spread]
             self.values[number][places, :, :longest] = value[spread]
             window = layer.window if layer.window is not None and layer.window < longest else None
-            mixed = functional.scaled_dot_product_attention(
-                query,
-                key,
-                value,
-                attn_mask=None if window is None else (back >= 0) & (back < window),
-                is_causal=window is None,
-                scale=self.scaling,
-                enable_gqa=self.heads > self.key_heads,
-            )
+            with full_products():
+                mixed = functional.scaled_dot_product_attention(
+                    query,
+                    key,
+                    value,
+                    attn_mask=None if window is None else (back >= 0) & (back < window),
+                    is_causal=window is None,
+                    scale=self.scaling,
+                    enable_gqa=self.heads > self.key_heads,
+                )
             hidden = self._finish_layer(layer, hidden, mixed.transpose(1, 2).flatten(2))
         ends = torch.tensor([len(prompt) - 1 for prompt in prompts], device=self.device)
         return self._logits(hidden[torch.arange(len(prompts), device=self.device), ends])

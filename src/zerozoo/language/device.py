@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,7 +61,8 @@ def choose_machine(
     if dtype not in DTYPES:
         raise UserError(f"Unknown dtype {dtype!r}; choose auto, {' or '.join(DTYPES)}.")
     # On a CPU the products gain all there is to gain; casts of everything between them would cost more than they save.
-    narrow = dtype == "bfloat16"
+    # Without units for them rounded factors would be slower than whole ones.
+    narrow = dtype == "bfloat16" and (kind != "cpu" or has_bfloat16_units())
     return Machine(
         device,
         dtype if narrow and kind != "cpu" else None,
@@ -67,6 +70,11 @@ def choose_machine(
         rows_at_once or ROWS_AT_ONCE[kind],
         "medium" if narrow and kind == "cpu" else "highest",
     )
+
+
+def has_bfloat16_units() -> bool:
+    """Whether this CPU multiplies bfloat16 matrices in hardware."""
+    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
 
 
 def set_up_machine(config: Any) -> Machine:
@@ -77,3 +85,19 @@ def set_up_machine(config: Any) -> Machine:
     machine = choose_machine(config.device, config.dtype, config.tokens_per_microbatch, config.rows_at_once)
     torch.set_float32_matmul_precision(machine.matmul)
     return machine
+
+
+@contextmanager
+def full_products() -> Iterator[None]:
+    """Float32 products without rounded factors, whatever `set_up_machine` has said.
+
+    For attention on a CPU: its many small products take ten times as long when their factors are rounded on the way.
+    """
+    rounded = torch.get_float32_matmul_precision() == "medium"
+    if rounded:
+        torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        if rounded:
+            torch.set_float32_matmul_precision("medium")

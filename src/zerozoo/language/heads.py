@@ -6,11 +6,30 @@ neither calls the model's own forward, which would build logits for every positi
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+T = TypeVar("T")
+DOOR = "with_whole_weights"  # what `sharding` puts on a module whose weights are kept in parts
+
+
+def enter(module: nn.Module, compute: Callable[..., T], *arguments: Any) -> T:
+    """`compute(*arguments)`, which works with the weights of a module without calling it.
+
+    Those of a sharded module are gathered meanwhile, and in the backward pass again. Tensors that a gradient shall pass
+    must be among the arguments.
+    """
+    sharded: Any = module
+    if not hasattr(sharded, DOOR):
+        return compute(*arguments)
+    result: T = getattr(sharded, DOOR)(compute, *arguments)
+    if not torch.is_grad_enabled():
+        sharded.reshard()  # FSDP keeps the outermost module whole for a backward pass
+    return result
 
 
 def causal_model(model: nn.Module) -> Any:
@@ -102,7 +121,7 @@ class _HeadScores(torch.autograd.Function):
         logprobs = table.gather(-1, targets[:, None])[:, 0]
         probabilities = torch.exp(table, out=logits)
         # Where a probability is 0 its logarithm may be minus infinity.
-        entropy = -torch.einsum("mv,mv->m", probabilities, table.clamp_(min=torch.finfo(table.dtype).min))
+        entropy = -_row_products(probabilities, table.clamp_(min=torch.finfo(table.dtype).min))
         ctx.save_for_backward(hidden, weight, targets, *([probabilities] if keep else []))
         ctx.temperature, ctx.dtype = temperature, dtype
         ctx.mark_non_differentiable(entropy)
@@ -135,3 +154,9 @@ def _logits(hidden: Tensor, weight: Tensor, temperature: float, dtype: torch.dty
     logits = functional.linear(hidden.to(dtype), weight.to(dtype))
     logits = logits.to(torch.promote_types(dtype, torch.float32))
     return logits if temperature == 1 else logits.div_(temperature)
+
+
+def _row_products(left: Tensor, right: Tensor) -> Tensor:
+    """(M,) sums over the products of two tables (M, V), a few rows at a time, which stay in the cache."""
+    pairs = zip(left.split(16), right.split(16), strict=True)
+    return torch.cat([(one * other).sum(-1) for one, other in pairs])

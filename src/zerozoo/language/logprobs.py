@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from zerozoo.language.decoder import can_pack
-from zerozoo.language.heads import decoder_hidden, has_plain_head, head_logits, head_scores
+from zerozoo.language.heads import causal_model, decoder_hidden, enter, has_plain_head, head_logits, head_scores
 from zerozoo.language.packing import pack, packed_hidden
 from zerozoo.language.shared_prompts import shared_hidden
 
@@ -72,6 +73,19 @@ def response_scores(
         chunk: response tokens per slice of the vocabulary head; it changes memory, not the numbers.
         entropy_gradient: whether the entropy may be differentiated.
     """
+    compute = partial(_response_scores, model, sequences, temperature, packed, shared, chunk, entropy_gradient)
+    return enter(causal_model(model), compute)
+
+
+def _response_scores(
+    model: nn.Module,
+    sequences: Sequences,
+    temperature: float,
+    packed: bool,
+    shared: bool,
+    chunk: int,
+    entropy_gradient: bool,
+) -> TokenScores:
     device = next(model.parameters()).device
     if can_pack(model):
         hidden = packed_hidden(model, pack(sequences.prompts, sequences.responses, shared).to(device))  # (M, H)

@@ -58,6 +58,7 @@ class LanguageModel:
         pad_id: fills rows of unequal length; never an end-of-sequence id if the vocabulary has a spare one.
         max_context: positions the network was made for, prompt and response together.
         autocast: None, or the dtype in which ``precision`` lets products run while the weights stay as they are.
+        outline: the model without weights, where `sharding` keeps those of ``model`` in parts.
     """
 
     model: PreTrainedModel
@@ -67,6 +68,7 @@ class LanguageModel:
     pad_id: int
     max_context: int
     autocast: torch.dtype | None = None
+    outline: PreTrainedModel | None = None
 
     def precision(self) -> torch.autocast:
         """Context for a forward pass or for one response; never around an update of the weights.

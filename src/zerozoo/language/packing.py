@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +20,8 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from zerozoo.language.decoder import layer_window, rotate, signed_sines
-from zerozoo.language.heads import causal_model
+from zerozoo.language.device import full_products
+from zerozoo.language.heads import causal_model, enter
 
 
 @dataclass(frozen=True)
@@ -114,16 +116,22 @@ def packed_hidden(model: nn.Module, packing: Packing) -> Tensor:
     cosines, sines = decoder.rotary_emb(hidden, packing.positions[None])
     angles = cosines[0, :, None], signed_sines(sines[0, :, None])
     for layer in decoder.layers:
-        if layer.training and getattr(layer, "gradient_checkpointing", False):
-            hidden = checkpoint(_layer, layer, hidden, angles, packing, use_reentrant=False, preserve_rng_state=False)
-        else:
-            hidden = _layer(layer, hidden, angles, packing)
+        hidden = enter(layer, partial(_run_layer, layer, angles, packing), hidden)
     # What comes after the last attention is needed for the predicting states alone.
     return _norm(hidden[packing.predicts], decoder.norm)
 
 
-def _layer(layer: Any, hidden: Tensor, angles: tuple[Tensor, Tensor], packing: Packing) -> Tensor:
+def _run_layer(layer: Any, angles: tuple[Tensor, Tensor], packing: Packing, hidden: Tensor) -> Tensor:
     """(T, H) -> (T, H)."""
+    if layer.training and getattr(layer, "gradient_checkpointing", False):
+        result: Tensor = checkpoint(
+            _layer, layer, angles, packing, hidden, use_reentrant=False, preserve_rng_state=False
+        )
+        return result
+    return _layer(layer, angles, packing, hidden)
+
+
+def _layer(layer: Any, angles: tuple[Tensor, Tensor], packing: Packing, hidden: Tensor) -> Tensor:
     attention, network = layer.self_attn, layer.mlp
     inputs = _norm(hidden, layer.input_layernorm)
     size = attention.head_dim
@@ -133,22 +141,31 @@ def _layer(layer: Any, hidden: Tensor, angles: tuple[Tensor, Tensor], packing: P
     if hasattr(attention, "q_norm"):
         query, key = _norm(query, attention.q_norm), _norm(key, attention.k_norm)
     query, key = rotate(query, *angles), rotate(key, *angles)
-    # Rows repeat a shared prompt: they are gathered a second time for the backward pass rather than kept.
-    mixed = checkpoint(
-        _attend,
-        query,
-        key,
-        value,
-        packing,
-        float(attention.scaling),
-        layer_window(attention),
-        use_reentrant=False,
-        preserve_rng_state=False,
-    )
+    mixed: Any = _Attention.apply(query, key, value, packing, float(attention.scaling), layer_window(attention))
     hidden = hidden + attention.o_proj(mixed)
     inputs = _norm(hidden, layer.post_attention_layernorm)
     gated: Any = _Gate.apply(network.gate_proj(inputs), network.up_proj(inputs))
     return hidden + network.down_proj(gated)
+
+
+class _Attention(torch.autograd.Function):
+    """`_attend`, computed again for the backward pass: rows repeat a shared prompt, so keeping them would cost room."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, packing: Packing, scaling: float, window: int | None
+    ) -> Tensor:
+        ctx.save_for_backward(query, key, value)
+        ctx.others = packing, scaling, window
+        with full_products():
+            return _attend(query, key, value, packing, scaling, window)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        inputs = [tensor.detach().requires_grad_() for tensor in ctx.saved_tensors]
+        with torch.enable_grad(), full_products():
+            mixed = _attend(*inputs, *ctx.others)
+            return (*torch.autograd.grad(mixed, inputs, gradients[0]), None, None, None)
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, packing: Packing, scaling: float, window: int | None) -> Tensor:

@@ -1,8 +1,8 @@
 """Several processes that train one model together, each on a device of its own: `torchrun` starts them.
 
-Every process holds the whole model and the same random streams. The groups of a step are shared out for sampling,
-judging and the backward pass; responses and verdicts are exchanged and gradients added up, so all processes take the
-same step and the numbers are those of one process, up to rounding.
+Every process holds the whole model, or its part of it (`sharding`), and the same random streams. The groups of a step
+are shared out for sampling, judging and the backward pass; responses and verdicts are exchanged and gradients added up,
+so all processes take the same step and the numbers are those of one process, up to rounding.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from torch import Tensor
 
 from zerozoo.language.samplers.interface import Decoding, Samples, check_prompts, join_samples
 from zerozoo.language.samplers.native import NativeSampler
+from zerozoo.language.sharding import whole_weights
 from zerozoo.rewards.verifier import Problem, Verification, Verifier
+from zerozoo.runs.errors import UserError
 from zerozoo.runs.processes import process_count
 
 T = TypeVar("T")
@@ -61,6 +63,25 @@ class Ranks:
 ALONE = Ranks()
 
 
+def check_processes(config: Any) -> None:
+    """Raises UserError for a config that the number of processes does not suit."""
+    count = process_count()
+    if count > config.prompts_per_step:
+        raise UserError(
+            f"{count} processes train together, but a step has only {config.prompts_per_step} prompts to share among"
+            " them: start fewer, or raise prompts_per_step."
+        )
+    if not config.shard:
+        return
+    if count == 1:
+        raise UserError(
+            "--shard divides the weights among several processes, and this is the only one: start more with torchrun"
+            " --nproc-per-node, or train with --no-shard."
+        )
+    if config.precision != "full":
+        raise UserError(f"--precision {config.precision} is not made for sharded weights: leave out one of the two.")
+
+
 def join_ranks(device: str) -> Ranks:
     """Meet the other processes that torchrun has started; `ALONE` when there are none."""
     if process_count() == 1:
@@ -91,7 +112,8 @@ class ShardedSampler:
         share = self.ranks.share(len(prompts))
         rows = slice(share.start * samples, share.stop * samples)
         mine = prompts[share]
-        parts = [self.sampler.write(mine, samples, decoding, uniforms[rows])] if mine else []
+        with whole_weights(self.sampler.policy.model):
+            parts = [self.sampler.write(mine, samples, decoding, uniforms[rows])] if mine else []
         return join_samples(self.ranks.gather(parts), self.sampler.policy.pad_id)
 
 

@@ -16,6 +16,7 @@ from zerozoo.language.families import CHARACTERS
 from zerozoo.language.models import hub_is_known
 from zerozoo.language.unit_test_factory import SIZES as TEST_WRITERS
 from zerozoo.language.zoo import recommended
+from zerozoo.runs.processes import process_count
 from zerozoo.tasks.unit_tests import vocabulary
 from zerozoo.tasks.word_sums import ALPHABET
 
@@ -95,6 +96,9 @@ class MemoryPlan:
     second copy of the weights unless adapters are trained; the cache holds keys and values of the rows written side by
     side; activations are those of one micro-batch, which gradient checkpointing reduces to one layer and the
     boundaries; logits exist for one chunk of response tokens, forward and backward.
+
+    With sharding these are one process's parts. Beside them all weights are whole while responses are written, and
+    embedding, head and two layers with their gradients during a pass.
     """
 
     weights: int
@@ -104,16 +108,19 @@ class MemoryPlan:
     cache: int
     activations: int
     logits: int
+    whole_sampling: int = 0
+    whole_learning: int = 0
 
     @property
     def learner(self) -> int:
-        return self.weights + self.gradients + self.optimizer + self.reference + self.activations + self.logits
+        kept = self.weights + self.gradients + self.optimizer + self.reference
+        return kept + self.whole_learning + self.activations + self.logits
 
     @property
     def peak(self) -> int:
         """The larger of sampling and learning: the cache is gone when activations come."""
         resting = self.weights + self.optimizer + self.reference
-        return max(resting + self.cache, self.learner)
+        return max(resting + self.whole_sampling + self.cache, self.learner)
 
 
 def model_size(name: str) -> ModelSize | None:
@@ -142,13 +149,14 @@ def model_size(name: str) -> ModelSize | None:
 
 
 def memory_plan(
-    size: ModelSize, config: Any, machine: Machine, trained_share: float = 1.0, chunk: int = 512
+    size: ModelSize, config: Any, machine: Machine, trained_share: float = 1.0, chunk: int = 512, parts: int = 1
 ) -> MemoryPlan:
     """Memory of a run, by arithmetic.
 
     Args:
         trained_share: share of the parameters that is trained (below 1 for LoRA).
         chunk: response tokens per slice of the vocabulary head.
+        parts: processes that divide weights, gradients and optimiser among them.
     """
     trained = int(size.parameters * trained_share)
     element = 2 if machine.autocast else FLOAT
@@ -158,14 +166,19 @@ def memory_plan(
     # gated network's width (gate, up, their product, activation).
     per_layer = (6 * size.hidden + size.key_value_width + 4 * size.intermediate) * element
     kept = size.layers * size.hidden * element + per_layer if config.gradient_checkpointing else size.layers * per_layer
+    reference = size.parameters * FLOAT if config.kl_coefficient and trained_share == 1.0 else 0
+    around = (1 if size.tied else 2) * size.vocabulary * size.hidden
+    layer = (size.parameters - around) // size.layers
     return MemoryPlan(
-        weights=size.parameters * FLOAT,
-        gradients=trained * FLOAT,
-        optimizer=2 * trained * FLOAT,
-        reference=size.parameters * FLOAT if config.kl_coefficient and trained_share == 1.0 else 0,
+        weights=size.parameters * FLOAT // parts,
+        gradients=trained * FLOAT // parts,
+        optimizer=2 * trained * FLOAT // parts,
+        reference=reference // parts,
         cache=rows * (config.max_prompt_tokens + config.max_new_tokens) * size.layers * size.key_value_width * element,
         activations=tokens * kept,
         logits=3 * min(chunk, tokens) * size.vocabulary * FLOAT,
+        whole_sampling=size.layers * layer * element + around * FLOAT if parts > 1 else 0,
+        whole_learning=2 * (2 * layer * element + around * FLOAT) if parts > 1 else 0,
     )
 
 
@@ -203,6 +216,8 @@ def describe_plan(config: Any, machine: Machine) -> list[tuple[str, str]]:
             f" micro-batches of {machine.tokens_per_microbatch:,} tokens, {machine.rows_at_once} rows side by side",
         ),
     ]
+    if config.max_lag:
+        lines.append(("ahead", _ahead_line(config)))
     if size is None:
         lines.append(("memory", "not known: the model's config is not on this machine and the hub cannot be reached"))
     else:
@@ -210,16 +225,38 @@ def describe_plan(config: Any, machine: Machine) -> list[tuple[str, str]]:
     return lines
 
 
-def _memory_line(size: ModelSize, config: Any, machine: Machine) -> str:
+def _ahead_line(config: Any) -> str:
+    weights = (
+        f"a token weighs at most {config.importance_cap:g} (probability before the update / when it was written)"
+        if config.importance_cap
+        else "all tokens weigh 1: set --importance-cap (2) to weight them by how likely the policy would write them now"
+    )
+    slices = f", {config.slice_tokens} tokens a version" if config.slice_tokens else ""
+    return f"responses are written up to {config.max_lag} steps before they are trained on{slices}; {weights}"
+
+
+def planned_memory(size: ModelSize, config: Any, machine: Machine, processes: int) -> MemoryPlan:
+    """Memory of one of the processes that train with a config, by arithmetic."""
     share = 1.0
     if config.lora_rank:
         # Two thin matrices beside each of the seven linear layers of a block.
         widths = 4 * 2 * size.hidden + 3 * (size.hidden + size.intermediate)
         share = min(1.0, size.layers * config.lora_rank * widths / size.parameters)
-    plan = memory_plan(size, config, machine, share)
+    return memory_plan(size, config, machine, share, parts=processes if config.shard else 1)
+
+
+def _memory_line(size: ModelSize, config: Any, machine: Machine) -> str:
+    parts = process_count() if config.shard else 1
+    plan = planned_memory(size, config, machine, parts)
     return (
         f"{size.parameters / 1e6:,.0f}M parameters; at most about {plan.peak / GIB:.1f} GiB: weights"
         f" {plan.weights / GIB:.1f}, gradients {plan.gradients / GIB:.1f}, optimiser {plan.optimizer / GIB:.1f},"
         f" reference {plan.reference / GIB:.1f}, cache {plan.cache / GIB:.1f}, activations"
         f" {plan.activations / GIB:.1f}, logits {plan.logits / GIB:.1f}"
+        + (
+            f"; in each of {parts} processes, with weights gathered to write ({plan.whole_sampling / GIB:.1f}) and to"
+            f" learn ({plan.whole_learning / GIB:.1f})"
+            if parts > 1
+            else ""
+        )
     )

@@ -33,7 +33,7 @@ def set_gradients(config: Any, policy: LanguageModel) -> None:
         return
     if not int8_works():
         raise UserError(f"This machine has no int8 matrix products: leave out --precision {config.precision}.")
-    if policy.model.device.type != "cpu" or policy.autocast is not None:
+    if policy.model.device.type != "cpu" or torch.get_float32_matmul_precision() != "highest":
         raise UserError(f"--precision {config.precision} is for float32 on a CPU: use --device cpu --dtype float32.")
     reason = why_not(policy.model)
     if reason is not None:
@@ -68,8 +68,9 @@ def rollout_sampler(
 
 
 def importance_cap(config: Any) -> float:
-    """Largest weight of a token that int8 has written; 0: tokens have none."""
-    return float(config.importance_cap) if config.precision in ("int8", "int8-rollout") else 0.0
+    """Largest weight of a token that int8, older weights or another engine have written; 0: tokens have none."""
+    other = config.precision in ("int8", "int8-rollout") or config.max_lag > 0 or config.sampler == "vllm"
+    return float(config.importance_cap) if other else 0.0
 
 
 def int8_works() -> bool:

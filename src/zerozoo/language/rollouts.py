@@ -110,6 +110,7 @@ class Rollouts:
                 stopped=self.samples.stopped[rows],
                 groups=self.groups[rows],
                 texts=[self.samples.texts[row] for row in picked],
+                versions=self.samples.versions[rows],
             ),
             verifications=[self.verifications[row] for row in picked],
             rewards=self.rewards[rows],

@@ -40,7 +40,9 @@ class ZeroRLConfig:
     temperature: float = 1.0  # of sampling, in training and in the sampled evaluation
     overlong: str = "keep"  # keep or mask: whether truncated responses enter the loss
     refill_rounds: int = 0  # extra rounds that replace groups of equal rewards (dynamic sampling)
-    sampler: str = "native"  # native or transformers
+    sampler: str = "native"  # native, transformers, or vllm (docs/vllm.md)
+    max_lag: int = 0  # steps of tasks that are drawn and answered ahead of the step that trains on them
+    slice_tokens: int = 0  # with max_lag: tokens of a response written ahead by one version of the weights; 0: all
 
     # Objective
 
@@ -74,14 +76,15 @@ class ZeroRLConfig:
     # Machine
 
     device: str = "auto"  # cpu, cuda, cuda:1, mps
-    dtype: str = "auto"  # of the products: float32 or bfloat16; weights and optimiser are float32
+    dtype: str = "auto"  # of the factors of products: float32 or bfloat16; weights and optimiser are float32
     tokens_per_microbatch: int = 0  # 0: what suits the device
     rows_at_once: int = 0  # responses written side by side; 0: what suits the device
     share_prompts: bool = True  # run the prompt of a group once in the update, where that is possible
     packed: bool = False  # rows behind one another in place of padding, where prompts are not shared
     precision: str = "full"  # or, on a CPU, int8-rollout (responses in int8), int8-backward (gradients), int8 (both)
-    importance_cap: float = 2.0  # most that a token written in int8 weighs in the loss; 0: its weight is 1
+    importance_cap: float = 2.0  # most that a token of int8, vllm or max_lag weighs in the loss; 0: all weigh 1
     gradient_checkpointing: bool = False  # less memory, more time
+    shard: bool = False  # several processes keep weights, gradients and optimiser in parts, one each (FSDP2)
     profile: bool = False  # measure memory by phase, and show at the end where the time went
 
 
@@ -117,7 +120,7 @@ class CriticConfig(ZeroRLConfig):
 
 
 # Fields that a resumed run may change.
-EXTENDABLE = ("steps", "checkpoint_every", "samples_logged", "profile")
+EXTENDABLE = ("steps", "checkpoint_every", "samples_logged", "shard", "profile")
 
 # What most presets of the same name begin with. SmolLM2-135M on arithmetic, minutes on two cores:
 LAPTOP = {

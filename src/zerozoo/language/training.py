@@ -23,12 +23,13 @@ from zerozoo.language.build import (
     open_verifier,
     prompt_maker,
     save_policy,
+    write_in_slices,
 )
 from zerozoo.language.credit import Credit
 from zerozoo.language.critic import ValueModel
 from zerozoo.language.device import Machine, choose_machine, set_up_machine
 from zerozoo.language.models import LanguageModel
-from zerozoo.language.parallel import Ranks, join_ranks
+from zerozoo.language.parallel import Ranks, check_processes, join_ranks
 from zerozoo.language.plan import GIB, describe_plan, model_size
 from zerozoo.language.precision import rollout_sampler, set_gradients
 from zerozoo.language.samplers.interface import Decoding
@@ -89,9 +90,11 @@ def train_zero_rl(
     """
     if frozen_steps < 0:
         raise UserError(f"frozen_steps is {frozen_steps}, but must not be negative.")
+    check_processes(config)
     machine = set_up_machine(config)
     reward, tasks = load_reward(config.reward), tasks or load_tasks_for(config)
-    ranks, policy = join_ranks(machine.device), open_policy(config, machine)
+    ranks = join_ranks(machine.device)
+    policy = open_policy(config, machine, shards=True)
     sampler = make_sampler(config.sampler, policy, machine, ranks)
     tasks = fit_tasks(config, tasks, policy, sampler, run, ranks)
     set_gradients(config, policy)
@@ -100,6 +103,7 @@ def train_zero_rl(
     decoding = Decoding(config.max_new_tokens, config.temperature, stop_strings=tasks.stop)
     prompt = prompt_maker(policy, tasks.template)
     writer = rollout_sampler(config, sampler, policy, [prompt(task) for task in tasks.train], decoding)
+    writer = write_in_slices(config, writer)
     with open_verifier(tasks, ranks) as verifier:
         episodes = TurnSampler(policy, sampler, verifier, reward, decoding, instructions) if instructions else None
         metrics = ZeroRL(

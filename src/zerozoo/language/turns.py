@@ -143,6 +143,7 @@ class TurnSampler:
         tokens: list[list[int]] = [[] for _ in groups]
         logprobs: list[list[float]] = [[] for _ in groups]
         turns: list[list[int]] = [[] for _ in groups]
+        versions: list[list[int]] = [[] for _ in groups]
         for number, turn in enumerate(drawn, start=1):
             for row, ids in enumerate(_rows(turn)):
                 if number > 1:
@@ -150,9 +151,11 @@ class TurnSampler:
                     tokens[row] += bridge
                     logprobs[row] += [0.0] * len(bridge)
                     turns[row] += [0] * len(bridge)
+                    versions[row] += [int(turn.versions[row, 0])] * len(bridge)
                 tokens[row] += ids
                 logprobs[row] += turn.logprobs[row, : len(ids)].tolist()
                 turns[row] += [number] * len(ids)
+                versions[row] += turn.versions[row, : len(ids)].tolist()
         lengths = torch.tensor([len(row) for row in tokens])
         longest = int(lengths.max())
 
@@ -167,6 +170,7 @@ class TurnSampler:
             groups=groups,
             texts=[self.policy.decode(row) for row in tokens],
             drawn=sum(turn.drawn for turn in drawn),
+            versions=fill(versions, 0, torch.int32),
         )
         return samples, fill(turns, 0, torch.int64)
 

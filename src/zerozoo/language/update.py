@@ -9,7 +9,16 @@ import torch
 from torch import Tensor
 
 from zerozoo.language.algorithm import Algorithm
-from zerozoo.language.batches import MicroBatch, microbatches, minibatches, prepare, share_of_rank, take_step
+from zerozoo.language.batches import (
+    MicroBatch,
+    evened,
+    microbatches,
+    minibatches,
+    prepare,
+    sequences_of,
+    share_of_rank,
+    take_step,
+)
 from zerozoo.language.logprobs import TokenScores, response_scores
 from zerozoo.language.models import LanguageModel
 from zerozoo.language.parallel import ALONE, Ranks
@@ -32,7 +41,8 @@ class UpdateSettings:
         max_gradient_norm: gradients are scaled down to this norm.
         temperature: the sampling temperature, which the log-probs must share (trap 10).
         importance_cap: above 0, the loss of a token is weighted by the ratio of the learner's probability before the
-            update to the sampler's, at most this (`losses.weights`); for samplers that compute otherwise.
+            update to the sampler's, at most this (`losses.weights`); for samplers that compute otherwise, and for older
+            weights (decoupled PPO: Hilton et al. 2022; with the truncation: AReaL, Fu et al. 2025).
     """
 
     updates_per_step: int = 1
@@ -77,6 +87,8 @@ class Updater:
         with torch.no_grad():
             for batch in self._microbatches(rollouts, range(len(rollouts))):
                 flat = self._forward(model, rollouts, batch).logprobs.cpu()
+                if not batch.rows:
+                    continue
                 picked = torch.tensor(batch.rows)
                 mask = torch.arange(result.shape[1]) < rollouts.samples.lengths[picked, None]
                 part = result.new_zeros(mask.shape)
@@ -106,7 +118,7 @@ class Updater:
         steps = [batch for _ in range(self.settings.epochs) for batch in batches]
         if old is None and len(steps) > 1:
             old = self.scores(self.policy.model, rollouts)
-        totals = _Totals(has_kl=reference is not None)
+        totals = _Totals(has_kl=reference is not None, has_importance=self.settings.importance_cap > 0)
         prepare(self.policy.model)
         for number, rows in enumerate(steps):
             self._gradient_step(rollouts, rows, old if number else None, reference, totals)
@@ -119,9 +131,11 @@ class Updater:
     def _microbatches(self, rollouts: Rollouts, rows: Sequence[int]) -> list[MicroBatch]:
         """Those of this process."""
         settings, mine = self.settings, share_of_rank(rollouts, rows, self.ranks)
-        return microbatches(
-            self.policy.model, rollouts, mine, settings.tokens_per_microbatch, settings.share_prompts, settings.packed
+        model = self.policy.model
+        batches = microbatches(
+            model, rollouts, mine, settings.tokens_per_microbatch, settings.share_prompts, settings.packed
         )
+        return evened(model, batches, self.ranks)
 
     def _forward(
         self,
@@ -133,7 +147,7 @@ class Updater:
         with self.policy.precision():
             return response_scores(
                 model,
-                rollouts.sequences(batch.rows),
+                sequences_of(rollouts, batch),
                 temperature=self.settings.temperature,
                 packed=self.settings.packed,
                 shared=batch.shared,
@@ -162,6 +176,9 @@ class Updater:
         self.optimizer.zero_grad(set_to_none=True)
         for batch in self._microbatches(rollouts, live_rows):
             scores = self._forward(self.policy.model, rollouts, batch, self.algorithm.entropy_coefficient != 0)
+            if not batch.rows:
+                (0 * scores.logprobs.sum()).backward()
+                continue
             self._loss(scores, rollouts, batch.rows, weights, old, reference, totals).backward()
             totals.positions += batch.tokens
             totals.padded += batch.padded
@@ -188,7 +205,10 @@ class Updater:
         token_loss = algorithm.policy_loss.tokens(*arguments)
         behaviour = tokens.of_tokens(rollouts.samples.logprobs)
         if self.settings.importance_cap:
-            token_loss = truncated_importance_weight(before, behaviour, self.settings.importance_cap) * token_loss
+            importance = truncated_importance_weight(before, behaviour, self.settings.importance_cap)
+            token_loss = importance * token_loss
+            totals.importance = totals.importance + importance.sum()
+            totals.capped = totals.capped + (importance >= self.settings.importance_cap).sum()
         if algorithm.entropy_coefficient:
             token_loss = token_loss - algorithm.entropy_coefficient * entropy
         if reference is not None:
@@ -255,13 +275,15 @@ class _Tokens:
 class _Totals:
     """Sums over all tokens of a rollout's update, kept as tensors so that nothing waits for the device."""
 
-    def __init__(self, has_kl: bool) -> None:
-        self.has_kl = has_kl
+    def __init__(self, has_kl: bool, has_importance: bool) -> None:
+        self.has_kl, self.has_importance = has_kl, has_importance
         self.rows = self.live_rows = self.skipped_steps = self.tokens = self.positions = self.padded = 0
         self.loss = torch.zeros(())
         self.entropy = torch.zeros(())
         self.clipped = torch.zeros(())
         self.kl = torch.zeros(())
+        self.importance = torch.zeros(())
+        self.capped = torch.zeros(())  # tokens whose weight has reached the cap
         self.mismatch = torch.zeros(())
         self.mismatch_kl = torch.zeros(())
         self.compared = 0  # tokens of the first gradient step
@@ -274,11 +296,12 @@ class _Totals:
         sums = torch.stack([torch.as_tensor(float(one)) for one in self._sums()]).double()
         ranks.add([sums])
         self.loss, self.entropy, self.clipped, self.kl, self.mismatch_kl = sums[:5].unbind()
-        self.tokens, self.positions, self.padded, self.compared = (int(one) for one in sums[5:])
+        self.importance, self.capped = sums[5:7].unbind()
+        self.tokens, self.positions, self.padded, self.compared = (int(one) for one in sums[7:])
         self.mismatch = torch.as_tensor(ranks.highest(float(self.mismatch)))
 
     def _sums(self) -> tuple[float | Tensor, ...]:
-        averaged = self.loss, self.entropy, self.clipped, self.kl, self.mismatch_kl
+        averaged = self.loss, self.entropy, self.clipped, self.kl, self.mismatch_kl, self.importance, self.capped
         return *averaged, self.tokens, self.positions, self.padded, self.compared
 
     def metrics(self) -> dict[str, float]:
@@ -306,4 +329,7 @@ class _Totals:
             }
             if self.has_kl:
                 result["policy/kl"] = float(self.kl) / self.tokens
+            if self.has_importance:
+                result["policy/importance_weight"] = float(self.importance) / self.tokens
+                result["policy/importance_capped"] = float(self.capped) / self.tokens
         return result

@@ -1,4 +1,4 @@
-"""The zero-RL loop: draw tasks, sample, score, credit, update, log, evaluate, checkpoint."""
+"""The zero-RL loop: collect (draw tasks, sample, score), credit, update, log, evaluate, checkpoint."""
 
 from __future__ import annotations
 
@@ -12,66 +12,29 @@ import torch
 from torch import Tensor
 
 from zerozoo.language.algorithm import Algorithm
+from zerozoo.language.collect import Collector, Reward
 from zerozoo.language.credit import Credit, GroupCredit
 from zerozoo.language.deck import Deck
-from zerozoo.language.evaluation import Evaluation, evaluate_tasks, sampling_metrics
+from zerozoo.language.evaluation import Evaluation, evaluate_tasks
+from zerozoo.language.loop_settings import LoopSettings
 from zerozoo.language.models import LanguageModel
 from zerozoo.language.parallel import ALONE, Ranks
 from zerozoo.language.profile import peak_memory, reset_peak_memory, write_machine
-from zerozoo.language.rollouts import Rollouts, join_rollouts, verify_samples
+from zerozoo.language.rollouts import Rollouts
 from zerozoo.language.samplers.interface import Decoding, Sampler
-from zerozoo.language.snapshot import restore, snapshot
+from zerozoo.language.snapshot import restore, save, snapshot
 from zerozoo.language.turns import TurnSampler, evaluate_turns
 from zerozoo.language.update import Updater
-from zerozoo.losses.advantages import informative_groups
-from zerozoo.rewards.verifier import Verification, Verifier
+from zerozoo.rewards.verifier import Verifier
 from zerozoo.runs.errors import DivergedError, UserError
 from zerozoo.runs.interrupts import Interrupts
+from zerozoo.runs.parts import under
 from zerozoo.runs.run import Run
 from zerozoo.runs.streams import Streams
 from zerozoo.tasks.task import Task, TaskSet
 
-Reward = Callable[[Verification], float]
 ExtraReward = Callable[[Rollouts], Tensor]
 CREDIT = "credit/"  # names of its tensors in a checkpoint begin so
-SCHEDULES = ("constant", "linear")
-
-
-@dataclass(frozen=True)
-class LoopSettings:
-    """How long and how much; words as everywhere in zerozoo.
-
-    Attributes:
-        steps: rollouts, each followed by its gradient steps.
-        prompts_per_step: tasks a step.
-        samples_per_prompt: responses to each of them, the group.
-        evaluate_every: steps between greedy evaluations; step 0 and the last are always evaluated, also sampled.
-        checkpoint_every: steps between checkpoints; the last step is always saved.
-        samples_logged: responses a step that go to samples.jsonl.
-        warmup_steps: steps over which the learning rate rises linearly from 0.
-        schedule: "constant", or "linear" down to 0 at the last step.
-        frozen_steps: first steps in which the policy stays as it is and only what gives the credit learns.
-    """
-
-    steps: int
-    prompts_per_step: int
-    samples_per_prompt: int
-    evaluate_every: int = 5
-    checkpoint_every: int = 10
-    samples_logged: int = 16
-    warmup_steps: int = 0
-    schedule: str = "constant"
-    frozen_steps: int = 0
-
-    @property
-    def falls_until(self) -> int | None:
-        """The step at which the learning rate reaches 0; None when it stays."""
-        return self.steps if self.schedule == "linear" else None
-
-    def learning_rate_factor(self, step: int) -> float:
-        """Factor on the learning rate at step 1, 2, ..."""
-        warmup = min(1.0, step / self.warmup_steps) if self.warmup_steps else 1.0
-        return warmup * (1 - (step - 1) / self.steps if self.schedule == "linear" else 1.0)
 
 
 @dataclass
@@ -85,7 +48,7 @@ class ZeroRL:
         extra_reward: what is added to the rewards of the verdicts: (N,) of responses, or (N, T) of tokens. It has no
             say in which groups are replaced by `refill_rounds`. Where it has a method `metrics`, what that says of the
             rollouts seen last goes into the row of the step.
-        sampler: draws from the policy's current weights.
+        sampler: draws from the policy's current weights, or from those that it was told of (`AsyncSampler`).
         tasks: training and held-out problems.
         prompt: token ids of a task's prompt; the same in training and evaluation.
         verifier: judges training and held-out responses alike.
@@ -132,13 +95,28 @@ class ZeroRL:
         kl = self.algorithm.kl
         if kl.coefficient and self.reference is None:
             raise ValueError("a KL term needs a reference")
-        if self.episodes is not None and self.algorithm.refill_rounds:
-            raise UserError("Episodes of several turns cannot be replaced by fresh ones: set refill_rounds to 0.")
         self.deck = Deck(self.tasks.train, self.settings.prompts_per_step, self.run.stream("tasks"))
+        self.collector = self._collector()
         self.creditor = self.credit or GroupCredit(self.algorithm.advantage)
         self.base_rates = _rates(self.updater.optimizer)
         self.credit_rates = [_rates(optimizer) for optimizer in self.creditor.optimizers]
         self.saved = 0  # step of the newest checkpoint
+
+    def _collector(self) -> Collector:
+        return Collector(
+            deck=self.deck,
+            prompt=self.prompt,
+            sampler=self.sampler,
+            verifier=self.verifier,
+            reward=self.reward,
+            decoding=self.decoding,
+            algorithm=self.algorithm,
+            settings=self.settings,
+            run=self.run,
+            pad_id=self.policy.pad_id,
+            timed=self._timed,
+            episodes=self.episodes,
+        )
 
     def train(self) -> dict[str, float]:
         """Run to the last step from wherever the run directory stands; the last held-out metrics and some means.
@@ -148,6 +126,7 @@ class ZeroRL:
             KeyboardInterrupt: after a checkpoint was saved.
         """
         start = self._resume()
+        self.collector.begin(start)
         if self.profile:
             write_machine(self.run, self.policy)
         if start == 0:
@@ -180,7 +159,7 @@ class ZeroRL:
         self.seconds, self.memory = {}, {}
         began = time.perf_counter()
         self._set_rates(self.settings.learning_rate_factor(step))
-        rollouts, metrics = self._collect()
+        rollouts, metrics = self.collector.collect(step)
         rollouts.step = step
         with self._timed("score"):
             metrics |= self._add_reward(rollouts)
@@ -193,6 +172,7 @@ class ZeroRL:
             metrics |= self.creditor.learn()
         for optimizer in (self.updater.optimizer, *self.creditor.optimizers):
             optimizer.zero_grad(set_to_none=True)  # the sampler has better use for that memory
+        self.collector.publish(step)
         self.seconds["step"] = time.perf_counter() - began
         metrics |= {f"seconds/{name}": value for name, value in self.seconds.items()}
         metrics |= {f"memory/{name}": value for name, value in self.memory.items()}
@@ -200,7 +180,7 @@ class ZeroRL:
             "learning_rate": self.updater.optimizer.param_groups[0]["lr"],
             "advantage/highest": float(rollouts.flat_advantages().max()),
             "advantage/lowest": float(rollouts.flat_advantages().min()),
-            "tasks/passes": float(self.deck.passes),
+            "tasks/passes": float(self.collector.passes),
         }
         return rollouts, metrics
 
@@ -253,70 +233,6 @@ class ZeroRL:
 
     def _spell(self, token: int) -> str:
         return self.policy.decode([token], skip_special=False)
-
-    def _collect(self) -> tuple[Rollouts, dict[str, float]]:
-        """Rollouts of the step; with refill, groups without signal are replaced while rounds are left."""
-        wanted = self.settings.prompts_per_step
-        parts = [self._sample_and_score(self.deck.deal(wanted))]
-        metrics = self._describe(parts[0])
-        for _ in range(self.algorithm.refill_rounds):
-            missing = wanted - sum(len(_informative(part)) for part in parts)
-            if missing <= 0:
-                break
-            parts.append(self._sample_and_score(self.deck.deal(wanted)))
-        metrics["groups/rounds"] = float(len(parts))
-        if len(parts) == 1:
-            return parts[0], metrics
-        joined = join_rollouts(parts, self.policy.pad_id)
-        useful = _informative(joined)
-        rest = [group for group in range(len(joined.tasks)) if group not in set(useful)]
-        return joined.take_groups((useful + rest)[:wanted]), metrics
-
-    def _sample_and_score(self, tasks: list[Task]) -> Rollouts:
-        prompts = [self.prompt(task) for task in tasks]
-        if self.episodes is not None:
-            with self._timed("sample"):  # judging included
-                return self._masked(
-                    self.episodes.collect(tasks, prompts, self.settings.samples_per_prompt, self.run.stream("sampler"))
-                )
-        with self._timed("sample"):
-            samples = self.sampler.sample(
-                prompts, self.settings.samples_per_prompt, self.decoding, self.run.stream("sampler")
-            )
-        with self._timed("score"):
-            verifications = verify_samples(tasks, samples, self.verifier)
-            rewards = torch.tensor([self.reward(one) for one in verifications], dtype=torch.float32)
-        if not samples.stopped.any() and not rewards.any():
-            self.run.say("Every response was cut off at max_new_tokens and earned nothing: raise max_new_tokens.")
-        return self._masked(Rollouts(tasks, prompts, samples, verifications, rewards))
-
-    def _masked(self, rollouts: Rollouts) -> Rollouts:
-        """The same with truncated rows out of the loss, where the algorithm wants it."""
-        if self.algorithm.overlong == "mask":
-            stopped = rollouts.samples.stopped
-            rollouts.trained = rollouts.trained & (stopped if rollouts.trained.ndim == 1 else stopped[:, None])
-        return rollouts
-
-    def _describe(self, rollouts: Rollouts) -> dict[str, float]:
-        """What the step's first draw of tasks looked like, before any group was replaced."""
-        informative = len(_informative(rollouts)) / len(rollouts.tasks)
-        right = torch.tensor([one.verdict.value == "right" for one in rollouts.verifications]).float()
-        per_group = right.view(len(rollouts.tasks), -1)
-        return {
-            "reward": float(rollouts.rewards.mean()),
-            "reward/highest": float(rollouts.rewards.max()),
-            "reward/lowest": float(rollouts.rewards.min()),
-            "correct": float(right.mean()),
-            "groups/informative": informative,
-            "groups/all_wrong": float((per_group.amax(1) == 0).float().mean()),
-            "groups/all_right": float((per_group.amin(1) == 1).float().mean()),
-            "tokens/prompts": float(sum(map(len, rollouts.prompts))),  # each is run once for its group
-            "tokens/responses": float(rollouts.samples.lengths.sum()),
-            "tokens/drawn": float(rollouts.samples.drawn),
-            "tokens/rows": float(len(rollouts)),
-            **sampling_metrics(rollouts),
-            **rollouts.metrics(),
-        }
 
     def _add_reward(self, rollouts: Rollouts) -> dict[str, float]:
         """Rewards beyond the verdict, of responses or of tokens."""
@@ -378,7 +294,9 @@ class ZeroRL:
     def _save(self, step: int) -> None:
         tensors = snapshot(self.policy.model, self.updater.optimizer)
         tensors |= {CREDIT + name: value for name, value in self.creditor.tensors().items()}
-        self.run.save(step, tensors, {"deck": self.deck.state(), "falls_until": self.settings.falls_until})
+        with self.collector.as_collected():
+            state = {"deck": self.deck.state(), "falls_until": self.settings.falls_until}
+            save(self.run, self.ranks, step, tensors, state)
         self.saved = step
 
     def _resume(self) -> int:
@@ -395,8 +313,7 @@ class ZeroRL:
                 " cannot be made longer or shorter: start another one with the number of steps that you want."
             )
         restore(self.policy.model, self.updater.optimizer, checkpoint.tensors)
-        given = {name: value for name, value in checkpoint.tensors.items() if name.startswith(CREDIT)}
-        self.creditor.load({name.removeprefix(CREDIT): value for name, value in given.items()})
+        self.creditor.load(under(checkpoint.tensors, CREDIT))
         self.deck.load_state(checkpoint.state["deck"])
         self.run.rewind(checkpoint.step)
         self.run.say(f"Resuming after step {checkpoint.step}.")
@@ -420,8 +337,3 @@ def _spread(values: Tensor, rows: Tensor, number: int) -> Tensor:
 
 def _rates(optimizer: torch.optim.Optimizer) -> list[float]:
     return [group["lr"] for group in optimizer.param_groups]
-
-
-def _informative(rollouts: Rollouts) -> list[int]:
-    """Groups whose rewards differ."""
-    return rollouts.groups[informative_groups(rollouts.rewards, rollouts.groups)].unique().tolist()

@@ -2,7 +2,8 @@
 
 A checkpoint is a folder `step-000010` with `tensors.safetensors`, `state.json` and `checksum.json` (sha256 of the
 two). It is written under a temporary name, flushed to the disk and renamed, so a folder with its final name is
-complete; the checksum finds what happens to it later.
+complete; the checksum finds what happens to it later. Where several processes have written it, it also has a file of
+each with the rows that this process has (`parts`), under the same checksum.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from zerozoo.runs.errors import UserError
+from zerozoo.runs.parts import INDEX, PartedTensors, Rows, Team, write_index, write_part
 
 TENSORS, STATE, CHECKSUM = "tensors.safetensors", "state.json", "checksum.json"
 TEMPORARY = ".temporary-"
@@ -36,10 +38,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What `save_checkpoint` was given, bit for bit; `warnings` names newer ones that were damaged and skipped."""
+    """What `save_checkpoint` was given, bit for bit; `warnings` names newer ones that were damaged and skipped.
+
+    The tensors of one that several processes have written are read when they are asked for (`PartedTensors`).
+    """
 
     step: int
-    tensors: dict[str, torch.Tensor]
+    tensors: Mapping[str, torch.Tensor]
     state: dict[str, Any]
     warnings: tuple[str, ...] = ()
 
@@ -79,6 +84,76 @@ def save_checkpoint(
         raise
     _prune(root, step, keep)
     return folder
+
+
+def save_together(
+    root: Path,
+    step: int,
+    tensors: Mapping[str, torch.Tensor],
+    parts: Mapping[str, Rows],
+    state: Mapping[str, Any],
+    team: Team,
+    keep: int = 2,
+) -> None:
+    """As `save_checkpoint`, by all processes of a team at once, on a disk that all of them see.
+
+    Each writes its rows of the `parts`, which have the same names in all; `tensors` and `state` are those of the first.
+    When one process cannot write, all of them raise UserError.
+    """
+    root = Path(root)
+    temporary = root / f"{TEMPORARY}{step:06d}"
+    text = _state_text(step, state, [*tensors, *parts])
+    packed = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
+    sizes = team.gather([sum(rows.values.nbytes for rows in parts.values())])
+
+    def begin() -> None:
+        root.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(root)
+        _require_space(root, step, sum(sizes) + sum(tensor.nbytes for tensor in packed.values()) + len(text))
+        temporary.mkdir()
+
+    def write() -> tuple[str, str, dict[str, tuple[int, int]]]:
+        if not temporary.exists():
+            raise UserError(
+                f"process {team.rank} does not see the folder {temporary}: the processes of a run need a --directory"
+                " on a disk that all of them see"
+            )
+        path = write_part(temporary, team.rank, parts)
+        _flush(path)
+        return path.name, _sha256(path), {name: (rows.start, rows.stop) for name, rows in parts.items()}
+
+    def finish(written: list[tuple[str, str, dict[str, tuple[int, int]]]]) -> None:
+        write_index(temporary, parts, [held for *_, held in written])
+        _write_folder(temporary, packed, text, {name: checksum for name, checksum, _ in written})
+        _put_in_place(temporary, root / f"step-{step:06d}")
+
+    try:
+        _in_turn(team, begin if team.rank == 0 else None, root, step)
+        written = _in_turn(team, write, root, step)
+        _in_turn(team, (lambda: finish(written)) if team.rank == 0 else None, root, step)
+    except BaseException:
+        if team.rank == 0:
+            shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    if team.rank == 0:
+        _prune(root, step, keep)
+
+
+def _in_turn(team: Team, action: Callable[[], Any] | None, root: Path, step: int) -> list[Any]:
+    """What the action gives in every process; when it fails in one, all of them raise."""
+    result, error = None, None
+    try:
+        result = action() if action else None
+    except Exception as raised:
+        error = raised
+    if error is not None and is_disk_full(error):
+        error = UserError(_no_space(root, step, "the disk became full while it was written"))
+    outcomes = team.gather([(result, None if error is None else str(error))])
+    if error is not None:
+        raise error
+    if failed := [reason for _, reason in outcomes if reason is not None]:
+        raise UserError(failed[0])
+    return [outcome for outcome, _ in outcomes]
 
 
 def load_newest(root: Path) -> Checkpoint | None:
@@ -158,15 +233,23 @@ def _check_keys(value: Any, where: str) -> None:
             _check_keys(inner, where)
 
 
-def _write_folder(folder: Path, tensors: dict[str, torch.Tensor], text: bytes) -> None:
+def _write_folder(
+    folder: Path, tensors: dict[str, torch.Tensor], text: bytes, parts: Mapping[str, str] | None = None
+) -> None:
+    """Write what is missing in a folder; `parts` are the checksums of the files of other processes that are there."""
     save_file(tensors, folder / TENSORS)
     (folder / STATE).write_bytes(text)
-    sums = {name: _sha256(folder / name) for name in (TENSORS, STATE)}
+    own = [TENSORS, STATE, *([INDEX] if parts else [])]
+    sums = {**{name: _sha256(folder / name) for name in own}, **(parts or {})}
     (folder / CHECKSUM).write_text(json.dumps(sums, indent=1) + "\n")
-    for name in (TENSORS, STATE, CHECKSUM):
-        with open(folder / name, "rb+") as file:
-            os.fsync(file.fileno())
+    for name in (*own, CHECKSUM):
+        _flush(folder / name)
     _sync_directory(folder)
+
+
+def _flush(path: Path) -> None:
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
 
 
 def _put_in_place(temporary: Path, folder: Path) -> Path:
@@ -180,17 +263,18 @@ def _put_in_place(temporary: Path, folder: Path) -> Path:
     return folder
 
 
-def _read_folder(folder: Path) -> tuple[int, dict[str, torch.Tensor], dict[str, Any]]:
+def _read_folder(folder: Path) -> tuple[int, Mapping[str, torch.Tensor], dict[str, Any]]:
     try:
         sums = json.loads((folder / CHECKSUM).read_bytes())
-        for name in (TENSORS, STATE):
+        for name in {TENSORS: 0, STATE: 0, **sums}:
             if _sha256(folder / name) != sums[name]:
                 raise DamagedError(f"{name} does not match its checksum")
         content = json.loads((folder / STATE).read_bytes())
         loaded = load_file(folder / TENSORS)
         # In the caller's order, which safetensors does not keep, and cloned into torch's own memory: what load_file
         # gives are windows into the file with the file's alignment, and some kernels round differently for another.
-        tensors = {name: loaded[name].clone() for name in content["tensors"]}
+        whole = {name: loaded[name].clone() for name in content["tensors"] if name in loaded or INDEX not in sums}
+        tensors = PartedTensors(folder, whole, content["tensors"]) if INDEX in sums else whole
         step, state = int(content["step"]), content["state"]
     except FileNotFoundError as error:
         raise DamagedError(f"{Path(error.filename or 'a file').name} is missing") from error

@@ -9,3 +9,7 @@ class UserError(Exception):
 
 class DivergedError(UserError):
     """Training produced a number that is not finite; the newest valid checkpoint is kept."""
+
+
+class InUseError(UserError):
+    """Another process holds the run directory; it may be about to end."""

@@ -14,6 +14,7 @@ import fcntl
 import json
 import logging
 import os
+import shutil
 import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -31,8 +32,10 @@ from zerozoo.runs.checkpoints import (
     remove_leftovers,
     replace_file,
     save_checkpoint,
+    save_together,
 )
-from zerozoo.runs.errors import UserError
+from zerozoo.runs.errors import InUseError, UserError
+from zerozoo.runs.parts import Rows, Team
 from zerozoo.runs.sinks import JsonLines, Sink, json_safe
 from zerozoo.runs.streams import Streams
 from zerozoo.runs.versions import versions
@@ -189,12 +192,30 @@ class Run:
 
     def save(self, step: int, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> None:
         """Writes a checkpoint with the random streams in it; see `save_checkpoint` for what it takes and raises."""
-        if "streams" in state:
-            raise ValueError("'streams' is the run's own entry in the state of a checkpoint")
+        state = self._with_streams(state)
         if not self.writes:
             return
         self._claim_directory()
-        save_checkpoint(self.path("checkpoints"), step, tensors, {**state, "streams": self.streams.state()})
+        save_checkpoint(self.path("checkpoints"), step, tensors, state)
+
+    def save_together(
+        self,
+        step: int,
+        tensors: Mapping[str, torch.Tensor],
+        parts: Mapping[str, Rows],
+        state: Mapping[str, Any],
+        team: Team,
+    ) -> None:
+        """`save` by all processes of a team, also those that follow the run; see `checkpoints.save_together`."""
+        state = self._with_streams(state)
+        if self.writes:
+            self._claim_directory()
+        save_together(self.path("checkpoints"), step, tensors, parts, state, team)
+
+    def _with_streams(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        if "streams" in state:
+            raise ValueError("'streams' is the run's own entry in the state of a checkpoint")
+        return {**state, "streams": self.streams.state()}
 
     def load(self) -> Checkpoint | None:
         """The newest undamaged checkpoint, as it was given to `save`, or None; puts the random streams back."""
@@ -219,6 +240,15 @@ class Run:
         remove_leftovers(self.path("checkpoints"))
         self._metrics.cut_half_line()
         self._samples.cut_half_line()
+
+
+def remove_unused(run: Run, existed: bool) -> None:
+    """Removes the directory of a run that failed before anything was made.
+
+    Left behind, it would refuse the mended config as another one.
+    """
+    if not existed and not run.history():
+        shutil.rmtree(run.directory, ignore_errors=True)
 
 
 class _Lock:
@@ -262,7 +292,7 @@ def _lock_directory(directory: Path) -> _Lock:
     except BlockingIOError as error:
         owner = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "(unknown)"
         os.close(descriptor)
-        raise UserError(
+        raise InUseError(
             f"the run directory {directory} is in use by process {owner}: wait for its end or use another --directory"
         ) from error
     except OSError as error:

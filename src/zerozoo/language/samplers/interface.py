@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -57,6 +57,8 @@ class Samples:
         texts: N decoded responses without special tokens, cut before a stop string.
         drawn: how often a token was drawn: the lengths, and what was drawn for finished rows that waited for others.
             0: no more than the lengths.
+        versions: (N, T) int32, by which version of the weights each token was written, zero where padded. A sampler
+            that reads the weights of the policy itself leaves them 0.
     """
 
     tokens: Tensor
@@ -66,9 +68,14 @@ class Samples:
     groups: Tensor
     texts: list[str]
     drawn: int = 0
+    versions: Tensor = field(default_factory=lambda: torch.empty(0))
 
     def __post_init__(self) -> None:
         self.drawn = self.drawn or int(self.lengths.sum())
+        if self.versions.shape != self.tokens.shape:
+            if len(self.versions):
+                raise ValueError(f"versions are {tuple(self.versions.shape)}, tokens {tuple(self.tokens.shape)}")
+            self.versions = torch.zeros_like(self.tokens, dtype=torch.int32)
 
 
 class Sampler(Protocol):
@@ -81,6 +88,51 @@ class Sampler(Protocol):
         decoding: Decoding,
         generator: torch.Generator,
     ) -> Samples: ...
+
+
+class Pending(Protocol):
+    """Responses under way."""
+
+    def result(self) -> Samples:
+        """Wait for them. Call it once."""
+
+
+@dataclass(frozen=True)
+class Ready:
+    """Responses that were written at once: a `Pending` that waits for nothing."""
+
+    samples: Samples
+
+    def result(self) -> Samples:
+        """See `Pending`."""
+        return self.samples
+
+
+@runtime_checkable
+class AsyncSampler(Sampler, Protocol):
+    """A sampler with weights of its own, which may write beside the caller and several batches ahead.
+
+    It says in `Samples.versions` by which weights each token was written.
+    """
+
+    def publish(self, version: int) -> None:
+        """Take the weights that the policy has now as `version`; `sample` and later tokens are written by them.
+
+        The loop calls it with the steps trained so far before it draws anything, and after every update.
+        """
+
+    def submit(
+        self,
+        prompts: Sequence[Sequence[int]],
+        samples: int,
+        decoding: Decoding,
+        generator: torch.Generator,
+    ) -> Pending:
+        """Begin what `sample` would do.
+
+        All randomness is drawn from `generator` before this returns, so that a response depends neither on who writes
+        it nor on when its results are taken. Results are taken in the order of the submissions.
+        """
 
 
 class Ends:
@@ -162,4 +214,5 @@ def join_samples(parts: Sequence[Samples], pad_id: int) -> Samples:
         groups=torch.cat(groups),
         texts=[text for part in parts for text in part.texts],
         drawn=sum(part.drawn for part in parts),
+        versions=torch.cat([widen(part.versions, 0) for part in parts]),
     )

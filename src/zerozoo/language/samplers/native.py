@@ -14,6 +14,8 @@ from zerozoo.language.samplers.draw import draw
 from zerozoo.language.samplers.interface import (
     Decoding,
     Ends,
+    Pending,
+    Ready,
     Samples,
     check_finite,
     check_prompts,
@@ -58,19 +60,47 @@ class NativeSampler:
         """(rows, max_new_tokens) float64 random numbers in [0, 1): one for every token that may be drawn."""
         return torch.rand((rows, decoding.max_new_tokens), generator=generator, dtype=torch.float64)
 
+    def begin(
+        self,
+        prompts: Sequence[Sequence[int]],
+        samples: int,
+        decoding: Decoding,
+        uniforms: Tensor,
+        begun: Tensor | None = None,
+    ) -> Pending:
+        """See `partial.SliceWriter`: what `write` makes, and at once."""
+        return Ready(self.write(prompts, samples, decoding, uniforms, begun))
+
     @torch.no_grad()
-    def write(self, prompts: Sequence[Sequence[int]], samples: int, decoding: Decoding, uniforms: Tensor) -> Samples:
-        """The responses that the given random numbers make, as `uniforms` draws them."""
+    def write(
+        self,
+        prompts: Sequence[Sequence[int]],
+        samples: int,
+        decoding: Decoding,
+        uniforms: Tensor,
+        begun: Tensor | None = None,
+    ) -> Samples:
+        """The responses that the given random numbers make, as `uniforms` draws them.
+
+        begun: (prompts, B) int64, the first tokens of responses that have been written already, one of each prompt;
+            `samples` must be 1 then. The random numbers of these are not used again, and their log-probs are 0.
+        """
+        if begun is not None:
+            if samples != 1:
+                raise ValueError("each response that was begun has a prompt of its own")
+            prompts = [[*prompt, *row] for prompt, row in zip(prompts, begun.tolist(), strict=True)]
+        new = decoding.max_new_tokens - (0 if begun is None else begun.shape[1])
         training = self.policy.model.training
         self.policy.model.eval()
         # Every row attends over as many places as the longest beside it has, so prompts of like length stand together.
         order = sorted(range(len(prompts)), key=lambda prompt: -len(prompts[prompt]))
         rows = [prompt * samples + sample for prompt in order for sample in range(samples)]
         with self.policy.precision():
-            decoder = make_decoder(self.policy, prompts, decoding.max_new_tokens, self.project)
+            decoder = make_decoder(self.policy, prompts, new, self.project)
             in_order = [prompts[prompt] for prompt in order]
+            begun = None if begun is None else begun[torch.tensor(rows)]
             result = _Writing(
-                self.policy, decoder, in_order, samples, decoding, uniforms[torch.tensor(rows)], self.max_rows
+                self.policy, decoder, in_order, samples, decoding, uniforms[torch.tensor(rows)], self.max_rows, begun
             ).run()
         self.policy.model.train(training)
         return _rows_back(result, torch.tensor(rows).argsort())
@@ -86,6 +116,7 @@ def _rows_back(samples: Samples, places: Tensor) -> Samples:
         groups=samples.groups,
         texts=[samples.texts[place] for place in places.tolist()],
         drawn=samples.drawn,
+        versions=samples.versions[places],
     )
 
 
@@ -106,6 +137,7 @@ class _Writing:
         decoding: Decoding,
         uniforms: Tensor,
         max_rows: int,
+        begun: Tensor | None,
     ) -> None:
         self.policy, self.decoder, self.decoding = policy, decoder, decoding
         self.prompts, self.samples, self.max_rows = prompts, samples, max_rows
@@ -121,6 +153,10 @@ class _Writing:
         self.rows, self.steps, self.latest = (torch.zeros(0, dtype=torch.int64, device=self.device) for _ in range(3))
         self.read = 0  # prompts
         self.drawn = 0  # tokens
+        self.begun = 0  # tokens of every row that are part of its prompt
+        if begun is not None:
+            self.begun = begun.shape[1]
+            self.tokens[:, : self.begun] = begun.to(self.device)
         self.unseen = 0  # tokens of each row since the last look
         self.due = 1  # how many there may be
 
@@ -210,11 +246,12 @@ class _Writing:
         starts = range(0, new, self.samples)
         logits = self.decoder.read(prompts, [slots[start : start + self.samples] for start in starts])
         spread = torch.arange(len(prompts), device=self.device).repeat_interleave(self.samples)
-        tokens = self._draw(rows, torch.zeros_like(rows), logits[spread])
+        steps = torch.full_like(rows, self.begun)
+        tokens = self._draw(rows, steps, logits[spread])
         added = torch.zeros(max(0, max(slots) + 1 - held), dtype=torch.int64, device=self.device)
         self.rows, self.steps, self.latest = (
             torch.cat([old, added]).index_copy(0, places, fresh)
-            for old, fresh in ((self.rows, rows), (self.steps, torch.ones_like(rows)), (self.latest, tokens))
+            for old, fresh in ((self.rows, rows), (self.steps, steps + 1), (self.latest, tokens))
         )
         self.read += len(prompts)
         self.unseen = 1
