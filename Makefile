@@ -50,7 +50,6 @@ test-browser: $(VENV)/.dev  ## The HTML report in a real browser (needs Chromium
 	$(BIN)/python -m pytest tests/browser
 
 test-distributed: $(VENV)/.dev  ## Ray, several learners and processes: a cluster of two simulated nodes on this machine
-	@$(INSTALL) --editable '.[dev,ray]'
 	$(BIN)/python -m pytest tests/cluster
 
 .venv-vllm/.created: benchmarks/constraints-vllm.txt pyproject.toml
