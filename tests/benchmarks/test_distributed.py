@@ -1,7 +1,8 @@
-"""The benchmark of rollout workers: they take turns, the first round does not count, and the ratio is of each round."""
+"""The benchmark of rollout workers: they take turns, the first round does not count, and what is asked of the model."""
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -33,3 +34,26 @@ def test_a_measurement_takes_as_long_with_two_workers_and_learns_nothing() -> No
     assert (one.steps, two.steps) == (1600, 3200)
     assert one.epochs == two.epochs == 0
     srl.check(one)
+
+
+def test_what_the_simulation_is_asked() -> None:
+    """Two workers write 32 responses of 0.1 s in 1.6 s; the learner takes 0.5 s; a chunk costs 0.01 s, 4 for each."""
+    assert distributed.predicted(2, 0, 20, 0.1, 0.01, 0.5) == pytest.approx(1.64 + 0.5)
+    assert distributed.predicted(2, 1, 20, 0.1, 0.01, 0.5) == pytest.approx((20 * 1.64 + 0.5) / 20)
+
+
+def test_one_measurement_leaves_the_other_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[float, int]] = []
+    monkeypatch.setattr(distributed, "simulation", lambda *how: asked.append(how) or {"new": 1})
+    output = tmp_path / "bench.json"
+    output.write_text(json.dumps({"rollouts": {"old": 2}, "simulation": {"old": 3}}))
+    monkeypatch.setattr(
+        sys, "argv", ["distributed.py", "--only", "simulation", "--output", str(output), "--steps", "7"]
+    )
+    distributed.main()
+    result = json.loads(output.read_text())
+    assert asked == [(0.1, 7)]
+    assert result["rollouts"] == {"old": 2}
+    assert result["simulation"]["new"] == 1
+    assert set(result["simulation"]) == {"new", "load_average", "commit"}
+    assert set(result) == {"rollouts", "simulation", "machine"}

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from zerozoo.cli.backends import RayBackend, draws_responses, make_needs, resume_command
+from zerozoo.cli.backends import RayBackend, cluster_lines, draws_responses, make_needs, resume_command
 from zerozoo.cli.main import main
 from zerozoo.cli.registry import load_recipe
 from zerozoo.language.build import make_sampler
@@ -110,6 +110,25 @@ def test_what_a_run_asks_of_a_cluster() -> None:
     assert needs.learner_bytes > needs.worker_bytes + 12 * parameters * 0.99  # gradients and two moments more
     assert make_needs(config, RayBackend(0, 3, None)).worker_bytes == 0
     assert make_needs(load_recipe("iql").make_config({}), RayBackend(0, 1, None)).learner_bytes == 0
+
+
+def test_the_plan_says_who_does_what(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = load_recipe("simplerl-zoo")
+    config = recipe.make_config({"model": "Qwen/Qwen2.5-7B", "device": "cpu", "rows_at_once": 256}, "paper")
+    processes, writing, memory = cluster_lines(config, RayBackend(12, 4, None))
+    assert processes == ("processes", "learners: 4, rollout workers: 12")
+    assert writing == ("writing", "47 chunks a step, of at most 22 x 8 responses")  # 1024 / (4 x 12) = 21.3
+    needs = make_needs(config, RayBackend(12, 4, None))
+    assert f"{needs.learner_bytes / 2**30:.1f} GiB, a rollout worker {needs.worker_bytes / 2**30:.1f} GiB" in memory[1]
+    few = cluster_lines(config, RayBackend(0, 4, None))
+    assert [name for name, _ in few] == ["processes", "on the CPU"]
+    assert "worker" not in few[1][1]
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "simplerl-zoo", "--preset", "smoke", "--plan", *RAY, "--rollout-workers", "2"]) == 0
+    assert "learners: 1, rollout workers: 2" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_command_that_goes_on() -> None:

@@ -436,7 +436,7 @@ def test_the_command_line_offers_it(monkeypatch: pytest.MonkeyPatch) -> None:
     offer_samplers()
     policy, machine = tiny_model("llama"), choose_machine("cpu", "float32", 0, 0)
     monkeypatch.setattr(vllm_engine.importlib.util, "find_spec", lambda name: None if name == "vllm" else name)
-    with pytest.raises(UserError, match=r"--sampler vllm needs the package vllm: pip install 'zerozoo\[cluster\]'"):
+    with pytest.raises(UserError, match=r"--sampler vllm needs the package vllm: pip install 'zerozoo\[vllm\]'"):
         make_sampler("vllm", policy, machine)
     monkeypatch.setattr(vllm_engine.importlib.util, "find_spec", lambda name: name)
     assert isinstance(make_sampler("vllm", policy, machine), VllmSampler)

@@ -77,7 +77,7 @@ def test_what_cannot_run_is_refused_in_a_sentence(changes: dict[str, Any], sente
 def test_streams_over_ray_without_ray_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "ray" else find(name))
-    with pytest.raises(UserError, match=r"need the package ray: pip install 'zerozoo\[cluster\]'"):
+    with pytest.raises(UserError, match=r"need the package ray: pip install 'zerozoo\[ray\]'"):
         train(replace(SMOKE, placement="actors", streams="ray"), tmp_path / "run")
 
 
