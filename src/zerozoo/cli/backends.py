@@ -169,6 +169,25 @@ def make_needs(config: Any, backend: RayBackend) -> Needs:
     return dataclasses.replace(needs, learner_bytes=memory.peak, worker_bytes=writes if backend.workers else 0)
 
 
+def cluster_lines(config: Any, backend: RayBackend) -> list[tuple[str, str]]:
+    """Lines of the plan that say who does what on Ray, and what each process needs."""
+    needs = make_needs(config, backend)
+    lines = [("processes", f"learners: {backend.learners}, rollout workers: {backend.workers}")]
+    names = {field.name for field in dataclasses.fields(config)}
+    if backend.workers and {"prompts_per_step", "samples_per_prompt", "rows_at_once", "device", "dtype"} <= names:
+        from zerozoo.distributed.chunks import groups_per_chunk
+        from zerozoo.language.device import choose_machine
+
+        prompts, samples = config.prompts_per_step, config.samples_per_prompt
+        rows = choose_machine(config.device, config.dtype, 0, config.rows_at_once).rows_at_once
+        groups = groups_per_chunk(prompts, samples, backend.workers, rows)
+        lines.append(("writing", f"{-(-prompts // groups)} chunks a step, of at most {groups} x {samples} responses"))
+    if needs.learner_bytes:
+        worker = f", a rollout worker {needs.worker_bytes / 2**30:.1f} GiB" if needs.worker_bytes else ""
+        lines.append(("on the CPU", f"a learner needs at most about {needs.learner_bytes / 2**30:.1f} GiB{worker}"))
+    return lines
+
+
 def _on_gpus(config: Any) -> bool:
     """Whether each process gets a GPU."""
     from zerozoo.distributed.connect import has_gpus

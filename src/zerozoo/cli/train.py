@@ -16,7 +16,15 @@ from typing import Any, NoReturn
 from rich.console import Console
 from rich.table import Table
 
-from zerozoo.cli.backends import BACKEND_FLAGS, add_backend_flags, choose_backend, resume_command, train_on_ray
+from zerozoo.cli.backends import (
+    BACKEND_FLAGS,
+    RayBackend,
+    add_backend_flags,
+    choose_backend,
+    cluster_lines,
+    resume_command,
+    train_on_ray,
+)
 from zerozoo.cli.display import TrainingDisplay
 from zerozoo.cli.outcome import show_outcome
 from zerozoo.cli.registry import Recipe, load_recipe
@@ -58,7 +66,7 @@ def parse_and_run(arguments: Sequence[str]) -> int:
     console = Console()
     if process_rank():
         return _train_along(recipe, config, directory)
-    _print_plan(console, recipe, config)
+    _print_plan(console, recipe, config, backend)
     if options.plan:
         return 0
     if backend is None:
@@ -152,11 +160,11 @@ def _directory(recipe: Recipe, options: Namespace) -> Path:
     return Path("runs") / f"{recipe.slug}-{options.preset or 'custom'}-{stamp}"
 
 
-def _print_plan(console: Console, recipe: Recipe, config: Any) -> None:
+def _print_plan(console: Console, recipe: Recipe, config: Any, backend: RayBackend | None) -> None:
     if recipe.plan is None:
         return
     table = Table(title=f"{recipe.slug}: the plan", show_header=False, title_justify="left")
-    for name, text in recipe.plan(config):
+    for name, text in [*recipe.plan(config), *(cluster_lines(config, backend) if backend else [])]:
         table.add_row(name, text)
     console.print(table)
 

@@ -6,11 +6,12 @@ import threading
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from zerozoo.language.samplers.interface import Decoding, Samples
+if TYPE_CHECKING:  # torch comes with them, which a simulation has no use for
+    from zerozoo.language.samplers.interface import Decoding, Samples
 
 CHUNKS_PER_WORKER = 4  # a slow worker holds up the others by a quarter of its share at most
 TRIES = 4  # workers that may die of one chunk
