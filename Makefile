@@ -92,7 +92,7 @@ bench-control: $(VENV)/.dev .venv-d3rlpy/.created .venv-sb3/.created  ## Updates
 bench-language: $(VENV)/.dev .venv-vllm/.created  ## Rollouts and updates beside transformers and vLLM
 	$(BIN)/python benchmarks/language.py --vllm .venv-vllm/bin/python
 
-bench-distributed: $(VENV)/.dev  ## Two actors against one: results/bench-distributed.json
+bench-distributed: $(VENV)/.dev  ## Two actors against one; 1, 2, 4 rollout workers beside the simulation
 	$(BIN)/python benchmarks/distributed.py
 
 bench-report: $(VENV)/.dev  ## Size and loading time of the HTML report (needs Chromium)
