@@ -23,6 +23,7 @@ ASKED = ("rollout 32 x 32", "rollout 96 x 32", "rollout 256 x 32", "rollout 96 x
 
 def main(arguments: Sequence[str] | None = None) -> None:
     from vllm import __version__
+
     from zerozoo.language.models import built_in_directory
     from zerozoo.runs.versions import commit, machine
 
