@@ -12,6 +12,7 @@ from torch import Tensor
 from zerozoo.distributed.chunks import Chunk, Parcel
 from zerozoo.distributed.pulse import Activity, State
 from zerozoo.distributed.weights import Blueprint, Probe, Update, check_probe, load_bytes, probe_logprobs
+from zerozoo.language.models import LanguageModel
 from zerozoo.language.samplers.interface import Decoding, Samples
 from zerozoo.language.samplers.native import NativeSampler
 from zerozoo.language.staleness import written_by
@@ -40,14 +41,16 @@ class Writer(Protocol):
 MakeWriter = Callable[[Blueprint, int], Writer]  # (what to write with, number of the worker)
 
 
-class NativeWriter:
-    """Writes with the native sampler."""
+class PolicyWriter:
+    """A `Writer` that has the policy itself, where weights arrive, and a sampler over it.
 
-    def __init__(self, blueprint: Blueprint, worker: int) -> None:
-        self.policy = blueprint.policy
-        model: Any = self.policy.model
-        model.to(blueprint.device).eval()
-        self.sampler = NativeSampler(self.policy, blueprint.rows_at_once)
+    Args:
+        policy: the language model.
+        sampler: with a `write` as that of `NativeSampler`.
+    """
+
+    def __init__(self, policy: LanguageModel, sampler: Any) -> None:
+        self.policy, self.sampler = policy, sampler
 
     def load(self, tensors: Mapping[str, np.ndarray]) -> None:
         """See `Writer`."""
@@ -66,7 +69,17 @@ class NativeWriter:
         begun: Tensor | None = None,
     ) -> Samples:
         """See `Writer`."""
-        return self.sampler.write(prompts, samples, decoding, uniforms, begun)
+        written: Samples = self.sampler.write(prompts, samples, decoding, uniforms, begun)
+        return written
+
+
+class NativeWriter(PolicyWriter):
+    """Writes with the native sampler."""
+
+    def __init__(self, blueprint: Blueprint, worker: int) -> None:
+        model: Any = blueprint.policy.model
+        model.to(blueprint.device).eval()
+        super().__init__(blueprint.policy, NativeSampler(blueprint.policy, blueprint.rows_at_once))
 
 
 class RolloutWorker:
