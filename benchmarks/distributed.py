@@ -9,10 +9,10 @@ milliseconds of computing time. Nothing is learned: what is measured is how many
 two are measured in turn, a round for each repeat, so that a slow minute hits both; the first round is thrown away. The
 start of the processes is not in the numbers. Medians with their range and the ratio of each round are kept.
 
-The second, `simulation`: a training loop over the Ray engine with 1, 2 and 4 rollout workers that sleep a fixed time
-for each response that they have written, so that two cores suffice, without and with a lag; and beside it what
-`zerozoo.distributed.simulation` predicts. What it is told besides the sleep was measured with one worker: what a chunk
-costs without any sleep, and the seconds of the learner's part of a step.
+The second, `simulation`: a training loop over the Ray engine with 1, 2 and 4 rollout workers, each on a simulated node
+of its own, that sleep a fixed time for each response that they have written, so that two cores suffice, without and
+with a lag; and beside it what `zerozoo.distributed.simulation` predicts. What it is told besides the sleep was measured
+with one worker: what a chunk costs without any sleep, and the seconds of the learner's part of a step.
 
 Both go to results/bench-distributed.json; with --only what the other has left there stays. Run it on a machine that
 does nothing else: two workers fill two cores.
@@ -21,6 +21,7 @@ does nothing else: two workers fill two cores.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import statistics
@@ -28,7 +29,7 @@ import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -172,33 +173,40 @@ def predicted(workers: int, lag: int, steps: int, seconds: float, chunk: float, 
     return simulate(work, times, Cluster(workers)).seconds_per_step
 
 
-def simulation(seconds: float, steps: int, workers: Sequence[int] = SIMULATED) -> dict[str, Any]:
-    """Measured and predicted seconds of a step by workers and lag; `error` is predicted / measured - 1."""
+@contextlib.contextmanager
+def nodes(count: int) -> Iterator[None]:
+    """A Ray cluster of a head node for this process and so many simulated nodes with room for one worker each."""
     import ray
+    from ray.cluster_utils import Cluster as RayCluster
 
     with tempfile.TemporaryDirectory(prefix="zr-", dir="/tmp") as folder:  # short: names of sockets may not be long
-        ray.init(
-            num_cpus=max(workers),
-            include_dashboard=False,
-            object_store_memory=200_000_000,
-            log_to_driver=False,
-            logging_level="ERROR",
-            _temp_dir=folder,
-        )
+        size = {"object_store_memory": 200_000_000}
+        head = {**size, "num_cpus": 0, "include_dashboard": False, "temp_dir": folder}
+        cluster = RayCluster(initialize_head=True, head_node_args=head)
         try:
-            whole, update = train_slowly(1, 0, steps, 0.0)
-            chunks = -(-PROMPTS // groups_per_chunk(PROMPTS, SAMPLES, 1, MACHINE.rows_at_once))
-            chunk = (whole - update) / chunks
-            rows = []
-            for number in workers:
-                for lag in LAGS:
-                    measured = train_slowly(number, lag, steps, seconds)[0]
-                    forecast = predicted(number, lag, steps, seconds, chunk, update)
-                    rows.append({"workers": number, "max_lag": lag, "measured": measured, "predicted": forecast})
-                    rows[-1]["error"] = forecast / measured - 1
-                    print(rows[-1], flush=True)
+            for _ in range(count):
+                cluster.add_node(**size, num_cpus=1)
+            ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+            yield
         finally:
             ray.shutdown()
+            cluster.shutdown()
+
+
+def simulation(seconds: float, steps: int, workers: Sequence[int] = SIMULATED) -> dict[str, Any]:
+    """Measured and predicted seconds of a step by workers and lag; `error` is predicted / measured - 1."""
+    with nodes(max(workers)):
+        whole, update = train_slowly(1, 0, steps, 0.0)
+        chunks = -(-PROMPTS // groups_per_chunk(PROMPTS, SAMPLES, 1, MACHINE.rows_at_once))
+        chunk = (whole - update) / chunks
+        rows = []
+        for number in workers:
+            for lag in LAGS:
+                measured = train_slowly(number, lag, steps, seconds)[0]
+                forecast = predicted(number, lag, steps, seconds, chunk, update)
+                rows.append({"workers": number, "max_lag": lag, "measured": measured, "predicted": forecast})
+                rows[-1]["error"] = forecast / measured - 1
+                print(rows[-1], flush=True)
     return {
         "seconds_per_response": seconds,
         "steps": steps,

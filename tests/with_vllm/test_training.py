@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import random
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +137,41 @@ def test_rollout_workers_write_with_vllm(folder: Path, tmp_path: Path) -> None:
     history = Run.open(tmp_path / "run").history()
     assert [row["step"] for row in history] == [0, 1, 2]
     assert importance(history) == pytest.approx([1.0] * len(importance(history)), abs=1e-3)
+
+
+def test_an_engine_that_is_killed_is_replaced_and_nothing_counts_twice(folder: Path, tmp_path: Path) -> None:
+    """The engine lives in the rollout worker's process. It is killed at a time that a seeded generator draws."""
+    pytest.importorskip("ray", reason="Ray is not installed here")
+    psutil = pytest.importorskip("psutil")
+    settings = [*SMALL, "--backend", "ray", "--rollout-workers", "1", "--sampler", "vllm"]
+    settings[settings.index("--steps") + 1] = "12"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "zerozoo", "train", "simplerl-zoo", "--preset", "smoke", *settings]
+        + ["--model", str(folder), "--directory", str(tmp_path / "run")],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        read = []
+        for line in process.stdout:
+            read.append(line)
+            if line.startswith("step 3/"):
+                break
+        assert read[-1].startswith("step 3/"), "".join(read)
+        time.sleep(random.Random(17).uniform(0.0, 0.5))
+        family = psutil.Process(process.pid).children(recursive=True)
+        [writer] = [one for one in family if one.cmdline() and one.cmdline()[0].startswith("ray::RolloutWorker")]
+        writer.kill()
+        rest, _ = process.communicate(timeout=240)
+    finally:
+        process.kill()
+    output = "".join(read) + rest
+    assert process.returncode == 0, output[-2000:]
+    assert "Rollout worker 0 was lost (" in output
+    assert [row["step"] for row in Run.open(tmp_path / "run").history()] == list(range(13))
 
 
 def test_a_model_that_vllm_cannot_run_gets_one_sentence(tmp_path: Path) -> None:
