@@ -86,8 +86,9 @@ bench-trl: $(VENV)/.dev .venv-trl/.created  ## TRL's GRPOTrainer on the same tas
 	.venv-$*/bin/python -m pip install --quiet torch==2.13.0 $(if $(filter sb3,$*),stable-baselines3,d3rlpy)
 	@touch $@
 
-bench-control: $(VENV)/.dev .venv-d3rlpy/.created .venv-sb3/.created  ## Updates a second beside d3rlpy and others
+bench-control: $(VENV)/.dev .venv-d3rlpy/.created .venv-sb3/.created  ## Updates a second beside d3rlpy and others, and what is learned
 	$(BIN)/python benchmarks/control.py --d3rlpy .venv-d3rlpy/bin/python --sb3 .venv-sb3/bin/python
+	$(BIN)/python benchmarks/control_quality.py --d3rlpy .venv-d3rlpy/bin/python
 
 bench-language: $(VENV)/.dev .venv-vllm/.created  ## Rollouts and updates beside transformers and vLLM
 	$(BIN)/python benchmarks/language.py --vllm .venv-vllm/bin/python

@@ -134,7 +134,9 @@ def main() -> None:
             print(algorithm, width, json.dumps(row["updates_per_second"]), json.dumps(row["ratio"]), flush=True)
     result["steps_per_second"] = step_rates(options.repeats)
     print(json.dumps(result["steps_per_second"]))
-    write_json(options.output, {**result, "commit": commit(), "machine": machine()})
+    before = json.loads(options.output.read_text(encoding="utf-8")) if options.output.exists() else {}
+    kept = {name: value for name, value in before.items() if name == "quality"}  # of control_quality.py
+    write_json(options.output, {**result, **kept, "commit": commit(), "machine": machine()})
 
 
 if __name__ == "__main__":
