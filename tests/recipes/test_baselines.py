@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from functools import cache
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from recipe_runs import assert_same_result, killed, result
 
 from zerozoo.cli.registry import Recipe, catalogue, load_recipe
 from zerozoo.cli.show import describe_fields
@@ -155,39 +155,22 @@ def test_a_smoke_run_learns_and_is_evaluated(slug: str, whole: dict[str, tuple[P
     assert ("evaluation/score" in final) == (slug != "dqn")  # nobody has a reference of CartPole
 
 
-def result(directory: Path) -> tuple[Any, ...]:
-    clock = ("time", "seconds/", "steps_per_second", "updates_per_second")
-    run = Run.open(directory)
-    rows = [{name: value for name, value in row.items() if not name.startswith(clock)} for row in run.history()]
-    newest = sorted((directory / "checkpoints").glob("step-*"))[-1]
-    state = json.loads((newest / "state.json").read_text())
-    return rows, run.samples(), state, (newest / "tensors.safetensors").read_bytes()
-
-
-class Killed(BaseException):
-    """Ends a run from inside as a kill does."""
-
-
 @each
 def test_a_killed_run_ends_as_the_unbroken_one(
-    slug: str, whole: dict[str, tuple[Path, dict[str, float]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    slug: str, whole: dict[str, tuple[Path, dict[str, float]]], tmp_path: Path
 ) -> None:
     """Networks, targets, moments, normaliser, replay, environments, streams: forgetting any of them shows (trap 24)."""
-    advance = Loop._advance
 
-    def dying(loop: Loop, step: int) -> int:
-        if step >= (20 if slug == "ppo" else 32):
-            loop.advance(step)
-            raise Killed
-        return advance(loop, step)
+    def after_a_step(loop: Loop, step: int) -> bool:
+        if step < (20 if slug == "ppo" else 32):
+            return False
+        loop.advance(step)
+        return True
 
-    monkeypatch.setattr(Loop, "_advance", dying)
-    with pytest.raises(Killed):
+    with killed(Loop, "_advance", after_a_step):
         train(slug, tmp_path / "run")
-    monkeypatch.setattr(Loop, "_advance", advance)
     assert train(slug, tmp_path / "run")["evaluation/return"] == whole[slug][1]["evaluation/return"]
-    for broken, unbroken in zip(result(tmp_path / "run"), result(whole[slug][0]), strict=True):
-        assert broken == unbroken
+    assert_same_result(tmp_path / "run", whole[slug][0])
 
 
 @each
@@ -195,7 +178,7 @@ def test_another_seed_is_another_run(
     slug: str, whole: dict[str, tuple[Path, dict[str, float]]], tmp_path: Path
 ) -> None:
     train(slug, tmp_path / "run", seed=1)
-    assert result(tmp_path / "run")[3] != result(whole[slug][0])[3]
+    assert result(tmp_path / "run")["tensors"] != result(whole[slug][0])["tensors"]
 
 
 # --- particular ones

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from functools import cache
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from recipe_runs import assert_same_result, killed_in_step, parameters
 
 from zerozoo.cli.registry import Recipe, load_recipe
 from zerozoo.cli.show import describe_fields
@@ -158,28 +158,10 @@ def test_a_smoke_run_trains_and_leaves_a_model(slug: str, smoke: dict[str, Path]
 
 
 def test_the_methods_are_not_one_another(smoke: dict[str, Path]) -> None:
-    weights = {
-        slug: torch.cat([value.detach().flatten() for value in load_model(folder / "model").model.parameters()])
-        for slug, folder in smoke.items()
-    }
+    weights = {slug: parameters(folder / "model") for slug, folder in smoke.items()}
     for first in SLUGS:
         for second in SLUGS:
             assert first == second or not torch.equal(weights[first], weights[second]), (first, second)
-
-
-class Killed(BaseException):
-    """Ends a run from inside as a kill does."""
-
-
-def result(directory: Path) -> tuple[Any, ...]:
-    run = Run.open(directory)
-    rows = [
-        {name: value for name, value in row.items() if not name.startswith(("time", "seconds/"))}
-        for row in run.history()
-    ]
-    newest = sorted((directory / "checkpoints").glob("step-*"))[-1]
-    state = json.loads((newest / "state.json").read_text())
-    return rows, run.samples(), state, (newest / "tensors.safetensors").read_bytes()
 
 
 PPO: dict[str, Any] = {
@@ -196,26 +178,14 @@ PPO: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("slug", ["token-ppo", "dapo"])
-def test_a_killed_run_ends_as_the_unbroken_one(
-    slug: str, digits_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_killed_run_ends_as_the_unbroken_one(slug: str, digits_model: str, tmp_path: Path) -> None:
     """Policy, critic, moments of both optimisers, streams: forgetting any of them shows."""
     fields = {**(PPO if slug == "token-ppo" else {**SMALL, "overlong_buffer": 2}), "model": digits_model}
     train(slug, tmp_path / "whole", **fields)
-    step = ZeroRL.step
-
-    def dying(loop: ZeroRL, number: int) -> Any:
-        if number == 4:
-            raise Killed
-        return step(loop, number)
-
-    monkeypatch.setattr(ZeroRL, "step", dying)
-    with pytest.raises(Killed):
+    with killed_in_step(ZeroRL, 4):
         train(slug, tmp_path / "broken", **fields)
-    monkeypatch.setattr(ZeroRL, "step", step)
     train(slug, tmp_path / "broken", **fields)
-    for broken, unbroken in zip(result(tmp_path / "broken"), result(tmp_path / "whole"), strict=True):
-        assert broken == unbroken
+    assert_same_result(tmp_path / "broken", tmp_path / "whole")
     rows = Run.open(tmp_path / "whole").history()[1:]
     assert any(row.get("policy/gradient_norm", 0) > 0 for row in rows)
     if slug == "token-ppo":

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from recipe_runs import Killed, parameters
 
 from zerozoo.cli.registry import load_recipe
 from zerozoo.cli.show import describe_fields
@@ -18,10 +19,6 @@ from zerozoo.language.supervised import SupervisedLoop
 from zerozoo.recipes.reasoning.per_step_dpo import CLAIM, METHODS, PRESETS, Config, plan, train
 from zerozoo.runs.errors import UserError
 from zerozoo.runs.run import Run
-
-
-def parameters(folder: Path) -> torch.Tensor:
-    return torch.cat([value.detach().flatten() for value in load_model(folder).model.parameters()])
 
 
 def rows(directory: Path) -> list[dict[str, Any]]:
@@ -99,10 +96,6 @@ def test_pairs_share_what_stands_before_the_pit(whole):
         for name in ("chosen", "rejected"):
             assert policy.decode(row[name]).rstrip("\n").count("\n") == 0
         assert row["chosen"] != row["rejected"]
-
-
-class Killed(BaseException):
-    """Ends a run from inside as a kill does."""
 
 
 def test_a_run_killed_in_every_stage_ends_as_the_unbroken_one(whole, tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from recipe_runs import assert_same_result, killed_in_step
 
 from zerozoo.cli.registry import load_recipe
 from zerozoo.language.rollouts import Rollouts
@@ -180,41 +181,14 @@ def test_the_smoke_preset_trains_from_searches_to_a_model(tmp_path: Path) -> Non
     assert 0.15 < sum(number > 0 for number in tries) / len(tries) < 0.35
 
 
-class Killed(BaseException):
-    """Ends a run from inside as a kill does."""
-
-
-def result(directory: Path) -> tuple[Any, ...]:
-    run = Run.open(directory)
-    rows = [
-        {name: value for name, value in row.items() if not name.startswith(("time", "seconds/"))}
-        for row in run.history()
-    ]
-    newest = sorted((directory / "checkpoints").glob("step-*"))[-1]
-    state = json.loads((newest / "state.json").read_text())
-    return rows, run.samples(), state, (newest / "tensors.safetensors").read_bytes()
-
-
-def test_a_killed_run_ends_as_the_unbroken_one(
-    digits_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_killed_run_ends_as_the_unbroken_one(digits_model: str, tmp_path: Path) -> None:
     """With an exploration reward that fades, which must go on from the step of the checkpoint."""
     changes = {"exploration_end": 0.0, "weight": 0.8}
     small(tmp_path / "whole", digits_model, **changes)
-    step = ZeroRL.step
-
-    def dying(loop: ZeroRL, number: int) -> Any:
-        if number == 4:
-            raise Killed
-        return step(loop, number)
-
-    monkeypatch.setattr(ZeroRL, "step", dying)
-    with pytest.raises(Killed):
+    with killed_in_step(ZeroRL, 4):
         small(tmp_path / "broken", digits_model, **changes)
-    monkeypatch.setattr(ZeroRL, "step", step)
     small(tmp_path / "broken", digits_model, **changes)
-    for broken, whole in zip(result(tmp_path / "broken"), result(tmp_path / "whole"), strict=True):
-        assert broken == whole
+    assert_same_result(tmp_path / "broken", tmp_path / "whole")
 
 
 # --- the claim

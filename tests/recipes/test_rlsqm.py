@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 import torch
+from recipe_runs import assert_same_result, killed, parameters
 
 from zerozoo.cli.registry import load_recipe
 from zerozoo.cli.show import describe_fields
 from zerozoo.language.logprobs import Sequences
-from zerozoo.language.models import load_model
 from zerozoo.language.unit_test_stages import developers_tests, labelled_tests
 from zerozoo.language.zero_rl import ZeroRL
 from zerozoo.recipes.reasoning.rlsqm import CLAIM, EXTENDABLE, PRESETS, Config, plan, train
@@ -38,10 +38,6 @@ def small(directory: Path, **changes: Any) -> dict[str, float]:
     config = Config(**{**SMALL, **changes})
     with Run.start(directory, "rlsqm", dataclasses.asdict(config), config.seed, extendable=EXTENDABLE) as run:
         return train(config, run)
-
-
-def weights_of(folder: Path | str) -> torch.Tensor:
-    return torch.cat([value.detach().flatten() for value in load_model(folder).model.parameters()])
 
 
 # --- the numbers
@@ -181,8 +177,8 @@ def test_a_smoke_cell_of_the_claim_gives_what_it_judges(arm: str, tmp_path: Path
     assert run.path("preparation").exists() == (arm == "sft-gold")
     assert train(config, run)["tests/sound"] == metrics["tests/sound"]
     assert len(run.history()) == len(rows)  # a finished run adds nothing
-    start = weights_of("tiny-tester-micro")
-    assert torch.equal(weights_of(run.path("model")), start) == (arm == "base")
+    start = parameters("tiny-tester-micro")
+    assert torch.equal(parameters(run.path("model")), start) == (arm == "base")
 
 
 def test_rewards_are_the_analysers(tmp_path: Path) -> None:
@@ -202,8 +198,8 @@ def test_rewards_are_the_analysers(tmp_path: Path) -> None:
 def test_one_quality_after_the_other(tmp_path: Path) -> None:
     small(tmp_path / "run", steps=1, qualities=("syntax", "comment"), sequential=True)
     first = tmp_path / "run" / "preparation" / "stages" / "1-rl-syntax"
-    start = weights_of("tiny-tester-micro")
-    between, end = weights_of(first / "model"), weights_of(tmp_path / "run" / "model")
+    start = parameters("tiny-tester-micro")
+    between, end = parameters(first / "model"), parameters(tmp_path / "run" / "model")
     assert not torch.equal(start, between)
     assert not torch.equal(between, end)
     rows = [row for row in Run.open(tmp_path / "run").samples() if row["phase"] == "train"]
@@ -227,37 +223,18 @@ def test_reward_models_of_each_quality_or_of_all(tmp_path: Path) -> None:
     assert names == ["1-reward-data", "2-reward-unified"]
 
 
-class Killed(BaseException):
-    """Ends a run from inside as a kill does."""
-
-
-def result(directory: Path) -> tuple[Any, ...]:
-    run = Run.open(directory)
-    rows = [
-        {name: value for name, value in row.items() if not name.startswith(("time", "seconds/"))}
-        for row in run.history()
-    ]
-    newest = sorted((directory / "checkpoints").glob("step-*"))[-1]
-    return rows, run.samples(), (newest / "tensors.safetensors").read_bytes()
-
-
-def test_a_killed_run_ends_as_the_unbroken_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_run_ends_as_the_unbroken_one(tmp_path: Path) -> None:
     """Killed in the second of two RL parts, after fine-tuning and reward models."""
     fields = {"sft": "all", "reward": "models", "qualities": ("syntax", "assertion"), "sequential": True}
     small(tmp_path / "whole", **fields)
-    step, calls = ZeroRL.step, []
+    calls: list[int] = []
 
-    def dying(loop: ZeroRL, number: int) -> Any:
+    def fourth(loop: ZeroRL, number: int) -> bool:
         calls.append(number)
-        if len(calls) == 4:
-            raise Killed
-        return step(loop, number)
+        return len(calls) == 4
 
-    monkeypatch.setattr(ZeroRL, "step", dying)
-    with pytest.raises(Killed):
+    with killed(ZeroRL, "step", fourth):
         small(tmp_path / "broken", **fields)
-    monkeypatch.setattr(ZeroRL, "step", step)
     small(tmp_path / "broken", **fields)
     assert calls == [1, 2, 1, 2]
-    for broken, unbroken in zip(result(tmp_path / "broken"), result(tmp_path / "whole"), strict=True):
-        assert broken == unbroken
+    assert_same_result(tmp_path / "broken", tmp_path / "whole")

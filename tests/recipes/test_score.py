@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from recipe_runs import assert_same_result, killed_in_step, parameters
 
 from zerozoo.cli.registry import load_recipe
 from zerozoo.language.models import load_model
@@ -127,10 +128,6 @@ def test_what_cannot_be_is_one_sentence(
 # --- whole runs
 
 
-def parameters(folder: Path | str) -> torch.Tensor:
-    return torch.cat([value.detach().flatten() for value in load_model(folder).model.parameters()])
-
-
 def test_the_smoke_preset_trains_from_transcripts_to_a_model(tmp_path: Path) -> None:
     run = Run(tmp_path / "run")
     metrics = train(Config(**PRESETS["smoke"]), run)
@@ -170,42 +167,15 @@ def test_in_stage_one_the_first_turn_is_not_paid(digits_model: str, tmp_path: Pa
     assert any(bool(drawn.advantages[drawn.turns == 2].any()) for drawn in seen[:2])
 
 
-class Killed(BaseException):
-    """Ends a run from inside as a kill does."""
-
-
-def result(directory: Path) -> tuple[Any, ...]:
-    run = Run.open(directory)
-    rows = [
-        {name: value for name, value in row.items() if not name.startswith(("time", "seconds/"))}
-        for row in run.history()
-    ]
-    newest = sorted((directory / "checkpoints").glob("step-*"))[-1]
-    state = json.loads((newest / "state.json").read_text())
-    return rows, run.samples(), state, (newest / "tensors.safetensors").read_bytes()
-
-
 @pytest.mark.parametrize("place", ["loss", "reward"])
-def test_a_killed_run_ends_as_the_unbroken_one(
-    place: str, digits_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_killed_run_ends_as_the_unbroken_one(place: str, digits_model: str, tmp_path: Path) -> None:
     """Killed in stage I, after its checkpoint: the stage of a step is a function of its number."""
     changes = {"kl_place": place, "first_steps": 3, "kl_estimator": "k3" if place == "loss" else "k1"}
     small(tmp_path / "whole", digits_model, **changes)
-    step = ZeroRL.step
-
-    def dying(loop: ZeroRL, number: int) -> Any:
-        if number == 3:
-            raise Killed
-        return step(loop, number)
-
-    monkeypatch.setattr(ZeroRL, "step", dying)
-    with pytest.raises(Killed):
+    with killed_in_step(ZeroRL, 3):
         small(tmp_path / "broken", digits_model, **changes)
-    monkeypatch.setattr(ZeroRL, "step", step)
     small(tmp_path / "broken", digits_model, **changes)
-    for broken, whole in zip(result(tmp_path / "broken"), result(tmp_path / "whole"), strict=True):
-        assert broken == whole
+    assert_same_result(tmp_path / "broken", tmp_path / "whole")
     assert any(row.get("policy/gradient_norm", 0) > 0 for row in Run.open(tmp_path / "whole").history())
 
 

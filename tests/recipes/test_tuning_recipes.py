@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from recipe_runs import killed_in_step, parameters
 
 from zerozoo.cli.main import main
 from zerozoo.cli.registry import Recipe, load_recipe
@@ -49,10 +50,6 @@ def train(slug: str, model: str, directory: Path, **changes: Any) -> tuple[dict[
     with Run.start(directory, slug, dataclasses.asdict(config), config.seed) as run:
         run.say = said.append
         return recipe(slug).train(config, run), run, said
-
-
-def parameters(folder: Path | str) -> torch.Tensor:
-    return torch.cat([value.detach().flatten() for value in load_model(folder).model.parameters()])
 
 
 def rows(run: Run) -> list[dict[str, Any]]:
@@ -139,23 +136,10 @@ def test_a_run_learns_from_its_examples_and_leaves_a_model(slug, whole, taught):
     assert phases == {"heldout-greedy", "heldout-sampled"}
 
 
-class Killed(BaseException):
-    """Ends a run from inside as a kill does."""
-
-
 @pytest.mark.parametrize("slug", ["dpo", "kto"])
-def test_a_killed_run_keeps_its_examples_and_its_reference(slug, whole, taught, tmp_path, monkeypatch):
-    step = SupervisedLoop.step
-
-    def dying(loop: SupervisedLoop, number: int) -> dict[str, float]:
-        if number == 4:
-            raise Killed
-        return step(loop, number)
-
-    monkeypatch.setattr(SupervisedLoop, "step", dying)
-    with pytest.raises(Killed):
+def test_a_killed_run_keeps_its_examples_and_its_reference(slug, whole, taught, tmp_path):
+    with killed_in_step(SupervisedLoop, 4):
         train(slug, taught, tmp_path / "run", heldout_examples=5)
-    monkeypatch.setattr(SupervisedLoop, "step", step)
     _, run, said = train(slug, taught, tmp_path / "run", heldout_examples=5)
     assert said == ["Resuming after step 3."]  # and nothing was drawn
     assert rows(run) == rows(whole[slug][1])
