@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import random
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,13 @@ import torch
 from zerozoo.cli.registry import load_recipe
 from zerozoo.cli.show import describe_fields
 from zerozoo.language.models import load_model
+from zerozoo.language.step_audit import audit
+from zerozoo.language.task_choice import load_tasks_for
 from zerozoo.language.zero_rl import ZeroRL
 from zerozoo.recipes.reasoning.reward_refinement import CLAIM, PRESETS, Config, plan, train
 from zerozoo.runs.errors import UserError
 from zerozoo.runs.run import Run
+from zerozoo.tasks.distractors import distracted_response
 
 
 def parameters(folder: Path) -> torch.Tensor:
@@ -53,6 +57,15 @@ def test_the_arms_differ_in_the_shaping_alone():
     assert all(Config(**{**vars(config), "shaping": "none"}) == configs[0] for config in configs)
     assert (configs[0].steps, configs[0].prompts_per_step, configs[0].samples_per_prompt) == (80, 32, 4)
     assert (configs[0].alpha, configs[0].max_new_tokens) == (0.5, 96)
+
+
+def test_every_demonstration_of_the_claim_has_exactly_one_idle_line():
+    """Else PPO on success alone gets rid of them, and there is no excess to compare with."""
+    config = Config(**CLAIM.overrides("success"))
+    for task in load_tasks_for(config).train[:200]:
+        found = audit([(task, distracted_response(task, config.distractors, random.Random(task.id)))])
+        assert (found["steps/number"], found["steps/excess"]) == (5, 1)
+        assert (found["steps/idle"], found["steps/wrong"]) == (pytest.approx(1 / 5), 0)
 
 
 @pytest.fixture(scope="module")
