@@ -221,7 +221,7 @@ def test_a_run_that_was_killed_goes_on_bit_for_bit(tmp_path: Path) -> None:
         killed.train()
     killed.run.close()
     resumed = trainer(tmp_path / "killed", parts, **options)
-    assert resumed._resume() == resumed.saved == 140
+    assert resumed.run.resume(resumed._go_back) == resumed.run.saved == 140
     under_way = ("/rows/obs", "inference/requests/", "inference/replies/", "buffer/entries/0/", "publisher/weights/1/")
     assert all(any(part in name for name in resumed.tensors()) for part in under_way)
     resumed.train()

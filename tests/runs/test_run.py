@@ -24,6 +24,7 @@ import torch
 
 from zerozoo.runs import run as run_module
 from zerozoo.runs import versions as versions_module
+from zerozoo.runs.checkpoints import Checkpoint
 from zerozoo.runs.errors import UserError
 from zerozoo.runs.run import Run
 from zerozoo.runs.versions import commit, machine, versions
@@ -306,6 +307,57 @@ def test_a_damaged_checkpoint_is_reported_by_load(tmp_path: Path):
     assert checkpoint is not None
     assert checkpoint.state == {"n": 1}
     assert "step-000002" in checkpoint.warnings[0]
+
+
+def steps_logged(run: Run) -> list[int]:
+    return [row["step"] for row in run.history()]
+
+
+def test_resume_gives_the_checkpoint_back_and_drops_later_rows(tmp_path: Path):
+    run = start(tmp_path)
+    assert run.kept() == "there was no checkpoint yet"
+    for step in (1, 2, 3):
+        run.log(step, {"loss": 1.0})
+        if step < 3:
+            run.save(step, {"w": torch.tensor([float(step)])}, {})
+    assert run.saved == 2
+    assert run.kept() == "the checkpoint of step 2 is kept"
+    os.truncate(run.path("checkpoints", "step-000002", "state.json"), 3)
+    run.close()
+    resumed, given, said = start(tmp_path), [], []
+    resumed.say = said.append
+    assert resumed.resume(lambda checkpoint: given.append(checkpoint.tensors["w"].item())) == 1
+    assert given == [1.0]
+    assert steps_logged(resumed) == [1]
+    assert resumed.saved == 1
+    assert "step-000002" in said[0]
+    assert said[1:] == ["Resuming after step 1."]
+
+
+def test_a_checkpoint_that_is_refused_leaves_the_rows(tmp_path: Path):
+    run = start(tmp_path)
+    run.save(1, {}, {})
+    for step in (1, 2):
+        run.log(step, {"loss": 1.0})
+    run.close()
+
+    def refuse(checkpoint: Checkpoint) -> None:
+        raise UserError("other data")
+
+    resumed = start(tmp_path)
+    with pytest.raises(UserError, match="other data"):
+        resumed.resume(refuse)
+    assert steps_logged(resumed) == [1, 2]
+    assert resumed.saved == 0
+
+
+def test_resume_of_a_run_without_checkpoint_drops_all_rows(tmp_path: Path):
+    run = start(tmp_path)
+    run.log(0, {"loss": 1.0})
+    run.close()
+    resumed = start(tmp_path)
+    assert resumed.resume(lambda checkpoint: pytest.fail("there is none")) == 0
+    assert steps_logged(resumed) == []
 
 
 TRAIN = """

@@ -116,7 +116,7 @@ def test_trap_35_a_crash_between_checkpoints_repeats_what_was_lost(
     crashing.step = crash_in_step_four
     with pytest.raises(RuntimeError, match="power cut"):
         crashing.train()
-    assert crashing.saved == 2
+    assert crashing.run.saved == 2
     resumed = make_loop(tmp_path / "parts", steps=6)
     resumed.train()
     assert trained_on(resumed) == trained_on(whole)

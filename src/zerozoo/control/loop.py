@@ -19,6 +19,7 @@ from torch import Tensor
 from zerozoo.control.agent import Agent
 from zerozoo.control.evaluation import Evaluator
 from zerozoo.control.pictures import draw_episode
+from zerozoo.runs.checkpoints import Checkpoint
 from zerozoo.runs.errors import DivergedError, UserError
 from zerozoo.runs.interrupts import Interrupts
 from zerozoo.runs.run import Run
@@ -81,7 +82,6 @@ class Loop(ABC):
     log_every: int = 1_000
     checkpoint_every: int = 50_000
     meter: Meter = field(init=False, default_factory=Meter)
-    saved: int = field(init=False, default=0)  # step of the newest checkpoint
 
     def __post_init__(self) -> None:
         for name in ("evaluate_every", "log_every", "checkpoint_every"):
@@ -109,7 +109,7 @@ class Loop(ABC):
             UserError: an environment failed; the newest checkpoint is kept.
             KeyboardInterrupt: after a checkpoint was saved.
         """
-        step = self._resume()
+        step = self.run.resume(self._go_back)
         if step == 0 and self.evaluator is not None:
             self.run.log(0, self.evaluator(self.agent, self.run, 0))
         self._start_clock(step)
@@ -124,7 +124,8 @@ class Loop(ABC):
                     if last or interrupted or crosses(self.checkpoint_every, before, step):
                         self._save(step)
                 except UserError as error:
-                    raise type(error)(f"{str(error).rstrip('.')}. {self._what_is_kept(before)}") from error
+                    stopped = f"Training stopped after step {before}; {self.run.kept()}."
+                    raise type(error)(f"{str(error).rstrip('.')}. {stopped}") from error
                 if interrupted and not last:
                     raise KeyboardInterrupt
         world = getattr(self.evaluator, "drawn", None)  # an evaluator may be any function
@@ -165,27 +166,11 @@ class Loop(ABC):
         parts = {"agent": self.agent.state(), "meter": self.meter.state(), "loop": self.tensors()}
         tensors = {f"{part}/{name}": value for part, values in parts.items() for name, value in values.items()}
         self.run.save(step, tensors, {})
-        self.saved = step
 
-    def _resume(self) -> int:
-        """Goes back to the newest valid checkpoint; 0 when there is none."""
-        checkpoint = self.run.load()
-        if checkpoint is None:
-            self.run.rewind(-1)
-            return 0
-        for warning in checkpoint.warnings:
-            self.run.say(warning)
+    def _go_back(self, checkpoint: Checkpoint) -> None:
         self.agent.load_state(with_prefix(checkpoint.tensors, "agent/"))
         self.meter.load_state(with_prefix(checkpoint.tensors, "meter/"))
         self.restore(with_prefix(checkpoint.tensors, "loop/"))
-        self.run.rewind(checkpoint.step)
-        self.run.say(f"Resuming after step {checkpoint.step}.")
-        self.saved = checkpoint.step
-        return self.saved
-
-    def _what_is_kept(self, step: int) -> str:
-        kept = f"the checkpoint of step {self.saved} is kept" if self.saved else "there was no checkpoint yet"
-        return f"Training stopped after step {step}; {kept}."
 
     def _summary(self) -> dict[str, float]:
         """Numbers of the last row, which has those of the last evaluation; nan for what was not finite."""

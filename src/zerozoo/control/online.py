@@ -70,7 +70,7 @@ class OnlineLoop(Loop):
 
     def _due(self, taken: int) -> int:
         """Updates that should have been made after `taken` steps in the environment."""
-        return int(max(taken - self.warmup, 0) * self.updates_per_step)
+        return updates_due(taken, self.warmup, self.updates_per_step)
 
     def _update(self, batches: Sampler | None) -> None:
         assert batches is not None
@@ -104,6 +104,11 @@ class OnlineLoop(Loop):
     def restore(self, tensors: Tensors) -> None:
         self.batches.load_state(with_prefix(tensors, "batches/"))
         self.obs = restore_environment(self.environment, tensors)
+
+
+def updates_due(taken: int, warmup: int, updates_per_step: float) -> int:
+    """Updates that should have been made after `taken` steps in the environment: none for the first `warmup`."""
+    return int(max(taken - warmup, 0) * updates_per_step)
 
 
 def finished_episodes(step: Step) -> dict[str, Tensor]:

@@ -106,7 +106,13 @@ class Gaussian(Policy):
     def sample(self, obs: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
         """A reparametrised draw (B, m) (not clipped) and its log-prob (B,); gradients flow through both."""
         mean, log_std = self.distribution(obs)
-        noise = torch.randn(mean.shape, generator=generator, dtype=mean.dtype)
+        return self._draw(mean, log_std, torch.randn(mean.shape, generator=generator, dtype=mean.dtype))
+
+    def draw(self, obs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """What `sample` gives where its generator gives this standard normal noise (B, m)."""
+        return self._draw(*self.distribution(obs), noise)
+
+    def _draw(self, mean: Tensor, log_std: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         draw = mean + log_std.exp() * noise
         log_prob = -(noise.square() / 2 + log_std).sum(-1) - mean.shape[-1] * math.log(2 * math.pi) / 2
         return (draw.tanh(), log_prob - _log_slope(draw)) if self.squash else (draw, log_prob)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from zerozoo.distributed.sample_buffer import Intake, SampleBuffer
 from zerozoo.distributed.streams import InlineSamples, InlineWeights, Publisher, SampleReceiver, WeightsWriter
-from zerozoo.distributed.trainer import TrainerLoop, Workers
+from zerozoo.distributed.trainer import StreamTrainer, Workers
 from zerozoo.distributed.workers import InlineWorkers, Setup
 from zerozoo.runs.errors import UserError
 from zerozoo.runs.run import Run
@@ -18,6 +19,7 @@ from zerozoo.runs.run import Run
 
 def run_workers(
     setup: Setup,
+    loop: Callable[..., StreamTrainer],
     *,
     run: Run,
     placement: str,
@@ -34,7 +36,7 @@ def run_workers(
 ) -> dict[str, float]:
     """Trains in a placement (see `workers`) with "shared" or "ray" streams; numbers of the run.
 
-    trainer: the other fields of `TrainerLoop`. Returns its summary and `TrainerLoop.results`.
+    loop: the class of the trainer. trainer: its other fields. Returns its summary and `StreamTrainer.results`.
     """
     workers: Workers
     samples: SampleReceiver
@@ -50,12 +52,11 @@ def run_workers(
     threads = torch.get_num_threads()
     torch.set_num_threads(trainer_threads(threads, usable_cores(), here))
     try:
-        return TrainerLoop(
+        return loop(
             run=run,
             intake=Intake(samples, SampleBuffer(buffer_size, reuses), batch_samples, preemption_steps),
             publisher=Publisher(weights, publish_delay),
             workers=workers,
-            prefetch=placement != "inline",
             **trainer,
         ).train()
     finally:

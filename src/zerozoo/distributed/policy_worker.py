@@ -50,17 +50,27 @@ def respond(policy: Any, obs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
     """Actions (N,) or (N, m), not clipped, and log-probs (N,): the draw of `policy.sample` that has this noise.
 
     Discrete: argmax_a p_a / e_a with e_a ~ Exp(1) has the probabilities p (Yellott 1977); torch.multinomial does the
-    same. Gaussian: mean + deviation * noise. TypeError for another policy.
+    same. Gaussian: mean + deviation * noise, and tanh of it where the policy is squashed. TypeError for another policy.
     """
     if isinstance(policy, Categorical):
         log_probs = policy.log_probs(obs)
         action = (log_probs.exp() / noise).argmax(-1, keepdim=True)
         return action.squeeze(-1), log_probs.gather(-1, action).squeeze(-1)
-    if isinstance(policy, Gaussian) and not policy.squash:
-        mean, log_std = policy.distribution(obs)
-        log_prob = -(noise.square() / 2 + log_std).sum(-1) - mean.shape[-1] * math.log(2 * math.pi) / 2
-        return mean + log_std.exp() * noise, log_prob
-    raise TypeError(f"a policy worker answers with a Categorical or an unsquashed Gaussian, not {type(policy)}")
+    if isinstance(policy, Gaussian):
+        return policy.draw(obs, noise)
+    raise TypeError(f"a policy worker answers with a Categorical or a Gaussian, not {type(policy)}")
+
+
+def respond_uniformly(spec: Spec, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """Uniform actions (N,) or (N, m) in [-1, 1] from the noise of `respond`, and their log-probs (N,).
+
+    Discrete: the smallest of A exponential numbers is equally often each of them. Continuous: 2 Phi(noise) - 1, which
+    is erf(noise / sqrt(2)), with Phi the distribution function of the standard normal.
+    """
+    rows = len(noise)
+    if spec.discrete:
+        return noise.argmin(-1), torch.full((rows,), -math.log(spec.action_size))
+    return torch.erf(noise / math.sqrt(2)), torch.full((rows,), -spec.action_size * math.log(2))
 
 
 def ignore(phase: str) -> None:
@@ -76,6 +86,7 @@ class PolicyWorker:
         weights: where versions come from; nothing is answered before the first.
         cap: rows of a batch at most, but at least one request.
         pull_seconds: between two looks for new weights; 0: before every batch.
+        uniform_first: version 0, which has learned nothing, answers with uniform actions; the policy is not asked.
         version: of the weights it answers with, -1 before the first.
         batches, rows, seconds: how many batches it computed, of how many rows together, and how long that took.
     """
@@ -88,9 +99,10 @@ class PolicyWorker:
         cap: int,
         pull_seconds: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
+        uniform_first: bool = False,
     ) -> None:
         self.agent, self.server, self.weights = agent.eval(), server, weights
-        self.cap, self.pull_seconds, self.clock = cap, pull_seconds, clock
+        self.cap, self.pull_seconds, self.clock, self.uniform_first = cap, pull_seconds, clock, uniform_first
         self.phase: Callable[[str], None] = ignore  # hears what the worker begins to do
         self.version = -1
         self.batches, self.rows, self.seconds = 0, 0, 0.0
@@ -131,7 +143,10 @@ class PolicyWorker:
 
     def _answer(self, requests: Message) -> Message:
         obs, noise = torch.from_numpy(requests["obs"]), torch.from_numpy(requests["noise"])
-        scaled = obs if self.agent.normaliser is None else self.agent.normaliser(obs)
-        action, log_prob = respond(self.agent.policy, scaled, noise)
+        if self.uniform_first and self.version == 0:
+            action, log_prob = respond_uniformly(self.agent.spec, noise)
+        else:
+            scaled = obs if self.agent.normaliser is None else self.agent.normaliser(obs)
+            action, log_prob = respond(self.agent.policy, scaled, noise)
         version = np.full(len(obs), self.version, dtype=np.int32)
         return {"action": action.numpy(), "log_prob": log_prob.numpy(), "version": version}

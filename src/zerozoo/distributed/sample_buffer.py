@@ -202,9 +202,10 @@ class Intake:
                 self._ready = Batch(concatenate(columns, axis=1), entries, first)
 
     def start(self) -> None:
-        """Receives and prepares in a thread from now on."""
-        self._thread = threading.Thread(target=self._work, name="intake", daemon=True)
-        self._thread.start()
+        """Receives and prepares in a thread from now on, if it does not do so already."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name="intake", daemon=True)
+            self._thread.start()
 
     def close(self) -> None:
         """Ends the thread."""

@@ -1,13 +1,14 @@
-"""The trainer: takes batches from the sample stream, makes PPO updates, and publishes numbered weights.
+"""The trainer: takes batches from the sample stream, makes updates, and publishes numbered weights.
 
-The update is that of `OnPolicyLoop`: advantages by the state values of now, the clipped ratio against the log-probs
-that the actors stored. What differs is where the rows come from, and how old they may be.
+`StreamTrainer` is what trainers share; `TrainerLoop` makes the updates of PPO, `replay_trainer.ReplayTrainer` those of
+an agent that learns from a replay buffer.
 """
 
 from __future__ import annotations
 
 import math
 import time
+from abc import abstractmethod
 from collections import deque
 from dataclasses import dataclass
 from typing import Protocol, cast
@@ -68,7 +69,7 @@ class Workers(Protocol):
 class Totals:
     """Numbers of the whole run, kept in checkpoints. Seconds are those of training: no start, no evaluation."""
 
-    version: int = 0  # updates so far: what the next weights are called
+    version: int = 0  # batches that changed the weights: what the newest weights are called
     frames: int = 0  # consumed by the trainer, each once
     seconds: float = 0.0
     samples: int = 0  # consumed
@@ -84,31 +85,29 @@ class Totals:
 
 
 @dataclass(kw_only=True, eq=False)
-class TrainerLoop(Loop):
-    """See `Loop`; a step is a frame that was learned from, and a pass one batch of samples.
+class StreamTrainer(Loop):
+    """See `Loop`; a step is a frame that came in, and a pass one batch of samples. What is made of it, `_learn` says.
 
-    The number of a version is the number of batches it has learned from. With epochs = 0 nothing is learned, versions
-    stay at 0, and only the throughput is measured.
+    The number of a version is the number of batches after which there were updates: weights that did not change are not
+    published again.
 
     Attributes:
         intake: where batches come from.
         publisher: where weights go.
         workers: who makes the samples.
-        epochs, batch_size, gamma, lam, reward: as in `OnPolicyLoop`.
+        batch_size: rows of a gradient step.
+        gamma: discount.
         target_return: mean return of the last 100 episodes at which the clock is read.
-        prefetch: receive and stack in a thread of its own; the order of samples then depends on the clock.
+        reward: what is learned from; returns are logged as the environment gives them.
     """
 
     intake: Intake
     publisher: Publisher
     workers: Workers
-    epochs: int
     batch_size: int
     gamma: float
-    lam: float
     target_return: float
     reward: RewardTransform = RewardTransform()
-    prefetch: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -131,17 +130,15 @@ class TrainerLoop(Loop):
             if self.publisher.published < 0:
                 self.publisher.publish(self.totals.version, acting_weights(self.agent))
             self.workers.start()
-            if self.prefetch:
-                self.intake.start()
         super()._start_clock(step)
 
     def advance(self, step: int) -> int:
         began = time.perf_counter()
         batch = self._wait_for_batch()
-        totals = self.totals
+        totals, updates = self.totals, self.agent.updates
         self._count(batch, step, began)
-        if self.epochs:
-            self._learn(batch)
+        self._learn(batch)
+        if self.agent.updates > updates:
             totals.version += 1
             self.publisher.publish(totals.version, acting_weights(self.agent))
         totals.seconds += time.perf_counter() - began
@@ -151,29 +148,20 @@ class TrainerLoop(Loop):
         since, received = time.monotonic(), self.intake.buffer.received
         while True:
             self.workers.work(time.monotonic() - since)
-            if not self.prefetch:
-                self.intake.receive()
+            self._receive()
             if self.intake.buffer.received > received:
                 since, received = time.monotonic(), self.intake.buffer.received
             batch = self.intake.next(self.totals.version, WAIT)
             if batch is not None:
                 return batch
 
-    def _learn(self, batch: Batch) -> None:
-        agent = cast(OnPolicy, self.agent)
-        rows = self.rows(batch.content)
-        size = len(rows.log_prob)
-        for _ in range(self.epochs):
-            order = torch.randperm(size, generator=self.run.stream("batches"))
-            for index in order.split(self.batch_size):
-                self.meter.add(self.agent.update(rows.take(index)))
-        agent.seen(rows.obs)
+    @abstractmethod
+    def _receive(self) -> None:
+        """Sees to it that samples come into the buffer; called again and again until there is a batch."""
 
-    def rows(self, content: Message) -> Minibatch:
-        """What a batch of samples, arrays (T, N, ...), is learned from: T * N rows with advantages."""
-        taken = {name: torch.from_numpy(content[name]) for name in _LEARNED_FROM if name != "reward"}
-        taken["reward"] = torch.from_numpy(self.reward(content["reward"])).float()
-        return with_advantages(cast(OnPolicy, self.agent), taken, self.gamma, self.lam)
+    @abstractmethod
+    def _learn(self, batch: Batch) -> None:
+        """Makes the updates that are due after a batch, whose frames are counted already."""
 
     def _count(self, batch: Batch, step: int, began: float) -> None:
         """Books a batch: staleness, drops, and the episodes that ended in what is used for the first time."""
@@ -254,6 +242,48 @@ class TrainerLoop(Loop):
         else:
             self.intake.buffer.stale, self.intake.buffer.overflow = self.totals.stale, self.totals.overflow
             self.workers.restarts = self.totals.restarts
+
+
+@dataclass(kw_only=True, eq=False)
+class TrainerLoop(StreamTrainer):
+    """See `StreamTrainer`; a batch is learned from by PPO, at once and as it is.
+
+    The update is that of `OnPolicyLoop`: advantages by the state values of now, the clipped ratio against the log-probs
+    that the actors stored. What differs is where the rows come from, and how old they may be. With epochs = 0 nothing
+    is learned, versions stay at 0, and only the throughput is measured.
+
+    Attributes:
+        epochs, batch_size, gamma, lam, reward: as in `OnPolicyLoop`.
+        prefetch: receive and stack in a thread of its own; the order of samples then depends on the clock.
+    """
+
+    epochs: int
+    lam: float
+    prefetch: bool = False
+
+    def _receive(self) -> None:
+        if self.prefetch:
+            self.intake.start()
+        else:
+            self.intake.receive()
+
+    def _learn(self, batch: Batch) -> None:
+        if self.epochs == 0:
+            return
+        agent = cast(OnPolicy, self.agent)
+        rows = self.rows(batch.content)
+        size = len(rows.log_prob)
+        for _ in range(self.epochs):
+            order = torch.randperm(size, generator=self.run.stream("batches"))
+            for index in order.split(self.batch_size):
+                self.meter.add(self.agent.update(rows.take(index)))
+        agent.seen(rows.obs)
+
+    def rows(self, content: Message) -> Minibatch:
+        """What a batch of samples, arrays (T, N, ...), is learned from: T * N rows with advantages."""
+        taken = {name: torch.from_numpy(content[name]) for name in _LEARNED_FROM if name != "reward"}
+        taken["reward"] = torch.from_numpy(self.reward(content["reward"])).float()
+        return with_advantages(cast(OnPolicy, self.agent), taken, self.gamma, self.lam)
 
 
 def check_rows(rows: int, batch_size: int) -> None:

@@ -47,7 +47,7 @@ class Setup:
         seed: of the run. An actor's streams depend on it, its number and how often it was begun anew.
         actors, ring_size, copies: actors, slots of each, environments in each slot.
         sample_steps: steps of a sample.
-        inference_cap, pull_seconds: see `PolicyWorker`.
+        inference_cap, pull_seconds, uniform_first: see `PolicyWorker`.
     """
 
     world: World
@@ -60,6 +60,7 @@ class Setup:
     sample_steps: int
     inference_cap: int
     pull_seconds: float
+    uniform_first: bool = False
 
     def __post_init__(self) -> None:
         for name in ("actors", "ring_size", "copies", "sample_steps", "inference_cap"):
@@ -89,7 +90,7 @@ class Setup:
     def policy_worker(self, server: InferenceServer, weights: WeightsReader, pull_seconds: float) -> PolicyWorker:
         """A policy worker with an agent of its own."""
         agent = self.agent(self.world.spec(), self.config, Streams(self.seed).torch("agent"))
-        return PolicyWorker(agent, server, weights, self.inference_cap, pull_seconds)
+        return PolicyWorker(agent, server, weights, self.inference_cap, pull_seconds, uniform_first=self.uniform_first)
 
     def layouts(self) -> dict[str, Layout]:
         """Layouts of "request", "reply", "sample" and "weights", from one step in the environment."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from zerozoo.language.build import make_optimizer, open_policy, save_policy
-from zerozoo.language.device import set_up_machine
+from zerozoo.language.device import Machine, set_up_machine
 from zerozoo.language.example_files import Row, kept_rows, read_examples
 from zerozoo.language.fine_tuning import FineTuning
 from zerozoo.language.models import LanguageModel
@@ -47,6 +47,16 @@ class Lessons:
         """Of all steps together."""
         return self.steps * self.batch_size
 
+    def settings(self, config: Any, machine: Machine) -> SupervisedSettings:
+        """Those of the loop that learns them, with the gradient norm of a config."""
+        return SupervisedSettings(
+            batch_size=self.batch_size,
+            steps=self.steps,
+            warmup=0.1,
+            max_gradient_norm=config.max_gradient_norm,
+            tokens_per_microbatch=machine.tokens_per_microbatch,
+        )
+
 
 def demonstration_stage(config: Any, lessons: Lessons, make: Make, name: str = "demonstrations") -> Stage:
     """A stage that fine-tunes the model of a zero-RL config on rows {"prompt", "response"} and gives it as "model".
@@ -65,13 +75,7 @@ def demonstration_stage(config: Any, lessons: Lessons, make: Make, name: str = "
             model=policy.model,
             optimizer=make_optimizer(policy, lessons.learning_rate, config.weight_decay),
             objective=FineTuning(scorer, read_examples(policy, rows)),
-            settings=SupervisedSettings(
-                batch_size=lessons.batch_size,
-                steps=lessons.steps,
-                warmup=0.1,
-                max_gradient_norm=config.max_gradient_norm,
-                tokens_per_microbatch=machine.tokens_per_microbatch,
-            ),
+            settings=lessons.settings(config, machine),
             run=run,
             ranks=ranks,
         ).train()

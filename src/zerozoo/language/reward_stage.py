@@ -23,7 +23,7 @@ from zerozoo.language.rollouts import Rollouts
 from zerozoo.language.samplers.interface import Decoding
 from zerozoo.language.scored_pairs import reliability_by_filter
 from zerozoo.language.stages import Outputs, Stage
-from zerozoo.language.supervised import Objective, SupervisedLoop, SupervisedSettings, measure
+from zerozoo.language.supervised import Objective, SupervisedLoop, measure
 from zerozoo.language.task_choice import load_tasks_for
 from zerozoo.runs.run import Run
 from zerozoo.runs.streams import Streams
@@ -76,13 +76,7 @@ def fit_reward_model(
         model=model,
         optimizer=torch.optim.AdamW(model.parameters(), lr=lessons.learning_rate, weight_decay=config.weight_decay),
         objective=objective,
-        settings=SupervisedSettings(
-            batch_size=lessons.batch_size,
-            steps=lessons.steps,
-            warmup=0.1,
-            max_gradient_norm=config.max_gradient_norm,
-            tokens_per_microbatch=machine.tokens_per_microbatch,
-        ),
+        settings=lessons.settings(config, machine),
         run=run,
         ranks=ranks,
     ).train()

@@ -21,6 +21,7 @@ from zerozoo.language.batches import prepare, take_step
 from zerozoo.language.logprobs import split_by_tokens
 from zerozoo.language.parallel import ALONE, Ranks
 from zerozoo.language.snapshot import restore, snapshot
+from zerozoo.runs.checkpoints import Checkpoint
 from zerozoo.runs.errors import DivergedError, UserError
 from zerozoo.runs.interrupts import Interrupts
 from zerozoo.runs.run import Run
@@ -160,7 +161,6 @@ class SupervisedLoop:
         self.order = Order(items, self.run.seed)
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
-        self.saved = 0  # step of the newest checkpoint
 
     def train(self) -> dict[str, float]:
         """Run to the last step from wherever the run directory stands; the newest value of every metric.
@@ -169,7 +169,7 @@ class SupervisedLoop:
             DivergedError: loss or gradient is not finite; the newest checkpoint is from before that.
             KeyboardInterrupt: after a checkpoint was saved.
         """
-        start = self._resume()
+        start = self.run.resume(self._go_back)
         if start == 0 and self.evaluate is not None:
             self.run.log(0, self._evaluate(0))
         with Interrupts(self.run.say) as interrupts:
@@ -213,9 +213,8 @@ class SupervisedLoop:
                 metrics |= self._evaluate(step)
             return metrics
         except DivergedError as error:
-            kept = f"the checkpoint of step {self.saved} is kept" if self.saved else "there was no checkpoint yet"
             raise DivergedError(
-                f"{error} Training stopped at step {step}; {kept}. Try a lower learning rate."
+                f"{error} Training stopped at step {step}; {self.run.kept()}. Try a lower learning rate."
             ) from error
 
     def _evaluate(self, step: int) -> dict[str, float]:
@@ -233,16 +232,8 @@ class SupervisedLoop:
     def _save(self, step: int) -> None:
         state = {"data": self.objective.fingerprint(), "steps": self.steps}
         self.run.save(step, snapshot(self.model, self.optimizer), state)
-        self.saved = step
 
-    def _resume(self) -> int:
-        """Go back to the newest valid checkpoint; 0 when there is none."""
-        checkpoint = self.run.load()
-        if checkpoint is None:
-            self.run.rewind(-1)
-            return 0
-        for warning in checkpoint.warnings:
-            self.run.say(warning)
+    def _go_back(self, checkpoint: Checkpoint) -> None:
         if checkpoint.state["data"] != self.objective.fingerprint():
             raise UserError(
                 "The training data is not that of the checkpoint:"
@@ -254,10 +245,6 @@ class SupervisedLoop:
                 " start another one with the number of steps that you want."
             )
         restore(self.model, self.optimizer, checkpoint.tensors)
-        self.run.rewind(checkpoint.step)
-        self.run.say(f"Resuming after step {checkpoint.step}.")
-        self.saved = checkpoint.step
-        return self.saved
 
 
 def batch_means(

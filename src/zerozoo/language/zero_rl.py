@@ -26,6 +26,7 @@ from zerozoo.language.snapshot import restore, save, snapshot
 from zerozoo.language.turns import TurnSampler, evaluate_turns
 from zerozoo.language.update import Updater
 from zerozoo.rewards.verifier import Verifier
+from zerozoo.runs.checkpoints import Checkpoint
 from zerozoo.runs.errors import DivergedError, UserError
 from zerozoo.runs.interrupts import Interrupts
 from zerozoo.runs.parts import under
@@ -100,7 +101,6 @@ class ZeroRL:
         self.creditor = self.credit or GroupCredit(self.algorithm.advantage)
         self.base_rates = _rates(self.updater.optimizer)
         self.credit_rates = [_rates(optimizer) for optimizer in self.creditor.optimizers]
-        self.saved = 0  # step of the newest checkpoint
 
     def _collector(self) -> Collector:
         return Collector(
@@ -125,7 +125,7 @@ class ZeroRL:
             DivergedError: loss or gradient is not finite; the newest checkpoint is from before that.
             KeyboardInterrupt: after a checkpoint was saved.
         """
-        start = self._resume()
+        start = self.run.resume(self._go_back)
         self.collector.begin(start)
         if self.profile:
             write_machine(self.run, self.policy)
@@ -223,9 +223,8 @@ class ZeroRL:
             if last or step % self.settings.evaluate_every == 0:
                 metrics |= self.evaluate(step, sampled=last)
         except DivergedError as error:
-            kept = f"the checkpoint of step {self.saved} is kept" if self.saved else "there was no checkpoint yet"
             raise DivergedError(
-                f"{error} Training stopped at step {step}; {kept}. Try a lower learning rate."
+                f"{error} Training stopped at step {step}; {self.run.kept()}. Try a lower learning rate."
             ) from error
         rows = rollouts.with_row_advantages().rows_for_log(step, self.settings.samples_logged, self._spell)
         self.run.sample({**row, "phase": "train"} for row in rows)
@@ -297,16 +296,8 @@ class ZeroRL:
         with self.collector.as_collected():
             state = {"deck": self.deck.state(), "falls_until": self.settings.falls_until}
             save(self.run, self.ranks, step, tensors, state)
-        self.saved = step
 
-    def _resume(self) -> int:
-        """Go back to the newest valid checkpoint; 0 when there is none."""
-        checkpoint = self.run.load()
-        if checkpoint is None:
-            self.run.rewind(-1)
-            return 0
-        for warning in checkpoint.warnings:
-            self.run.say(warning)
+    def _go_back(self, checkpoint: Checkpoint) -> None:
         if checkpoint.state["falls_until"] != self.settings.falls_until:
             raise UserError(
                 f"The learning rate of this run falls to 0 at step {checkpoint.state['falls_until']}, so the run"
@@ -315,10 +306,6 @@ class ZeroRL:
         restore(self.policy.model, self.updater.optimizer, checkpoint.tensors)
         self.creditor.load(under(checkpoint.tensors, CREDIT))
         self.deck.load_state(checkpoint.state["deck"])
-        self.run.rewind(checkpoint.step)
-        self.run.say(f"Resuming after step {checkpoint.step}.")
-        self.saved = checkpoint.step
-        return self.saved
 
 
 class _Logprobs(NamedTuple):

@@ -66,6 +66,7 @@ class Run:
         self._lock: _Lock | None = None
         self._read_only = False
         self.writes = True  # False in the processes beside the one that writes the run
+        self.saved = 0  # step of the newest checkpoint that was written or gone on from; 0: none
 
     @classmethod
     def start(
@@ -193,10 +194,10 @@ class Run:
     def save(self, step: int, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> None:
         """Writes a checkpoint with the random streams in it; see `save_checkpoint` for what it takes and raises."""
         state = self._with_streams(state)
-        if not self.writes:
-            return
-        self._claim_directory()
-        save_checkpoint(self.path("checkpoints"), step, tensors, state)
+        if self.writes:
+            self._claim_directory()
+            save_checkpoint(self.path("checkpoints"), step, tensors, state)
+        self.saved = step
 
     def save_together(
         self,
@@ -211,6 +212,7 @@ class Run:
         if self.writes:
             self._claim_directory()
         save_together(self.path("checkpoints"), step, tensors, parts, state, team)
+        self.saved = step
 
     def _with_streams(self, state: Mapping[str, Any]) -> dict[str, Any]:
         if "streams" in state:
@@ -225,6 +227,27 @@ class Run:
         state = dict(checkpoint.state)
         self.streams.load_state(state.pop("streams"))
         return replace(checkpoint, state=state)
+
+    def resume(self, restore: Callable[[Checkpoint], None]) -> int:
+        """Goes back to the newest undamaged checkpoint, which `restore` is given; its step, 0 where there is none.
+
+        What `restore` raises leaves the rows of later steps where they are; otherwise they are dropped.
+        """
+        checkpoint = self.load()
+        if checkpoint is None:
+            self.rewind(-1)
+            return 0
+        for warning in checkpoint.warnings:
+            self.say(warning)
+        restore(checkpoint)
+        self.rewind(checkpoint.step)
+        self.say(f"Resuming after step {checkpoint.step}.")
+        self.saved = checkpoint.step
+        return checkpoint.step
+
+    def kept(self) -> str:
+        """What an error that ends the training leaves behind, as the end of a sentence."""
+        return f"the checkpoint of step {self.saved} is kept" if self.saved else "there was no checkpoint yet"
 
     def _claim_directory(self) -> None:
         """Makes and locks the directory and clears up after a killed writer, unless this has been done."""

@@ -7,8 +7,9 @@ config. How old the experience may be that the trainer learns from is bounded: e
 weights that chose its action, and a sample whose oldest step is too many versions behind is dropped.
 
 The algorithm on top is PPO: the ratio is taken against the log-probs that the actors stored, advantages are made when
-the sample is learned from. Placements: "inline" (one process, for debugging, and what the others are compared with),
-"actors" (the policy in each actor's process: IMPALA), "central" (policy workers in processes of their own: SEED).
+the sample is learned from (`distributed-sac` has SAC on the same streams). Placements: "inline" (one process, for
+debugging, and what the others are compared with), "actors" (the policy in each actor's process: IMPALA), "central"
+(policy workers in processes of their own: SEED).
 
 What differs from the paper and its code, and why:
 
@@ -39,8 +40,15 @@ from zerozoo.control.build import loop_fields, make_reward
 from zerozoo.control.settings import LAPTOP, SMOKE, OnlineConfig
 from zerozoo.control.sources import World
 from zerozoo.distributed.placement import run_workers
-from zerozoo.distributed.trainer import check_rows
-from zerozoo.distributed.workers import PLACEMENTS, Setup
+from zerozoo.distributed.settings import (
+    StreamSettings,
+    check_at_least,
+    check_streams,
+    make_setup,
+    plan_workers,
+    stream_fields,
+)
+from zerozoo.distributed.trainer import TrainerLoop, check_rows
 from zerozoo.runs.claims import (
     FAILS,
     HOLDS,
@@ -59,29 +67,16 @@ from zerozoo.runs.statistics import mean_interval
 
 PAPER = "SRL: Scaling Distributed Reinforcement Learning to Over Ten Thousand Cores (2024), arXiv 2306.16688"
 
-STREAMS = ("shared", "ray")
 RATIO, FAILED_RATIO = 1.4, 1.15  # of frames a second: what the claim expects, and below what it fails
 
 
 @dataclass(frozen=True)
-class Config(OnlineConfig):
+class Config(StreamSettings, OnlineConfig):
     """The system's fields carry the defaults of the reference's api/config.py, the others those of our PPO."""
 
-    placement: str = "central"  # inline: one process; actors: policy in each actor's; central: policy workers
-    streams: str = "shared"  # between processes: shared memory, or ray
-    actors: int = 1  # actor processes
-    policy_workers: int = 1  # of the central placement
-    ring_size: int = 2  # slots of an actor; each holds `copies` environments, stepped together
-    sample_steps: int = 200  # steps of a sample; the true successor of the last one is its bootstrap step
-    inference_cap: int = 10_240  # rows that a policy worker answers at once, at most
-    pull_seconds: float = 1.0  # between two looks of a policy worker for new weights; 0: before every batch
-    queue_size: int = 128  # samples of an actor that may wait in the stream; then the actor waits
     buffer_size: int = 16  # samples that may wait in the trainer; those that have waited longest are dropped
     reuses: int = 1  # how often a sample is learned from
     batch_samples: int = 1  # samples of an update
-    preemption_steps: int = -1  # samples are dropped when they are more versions behind than this; -1: never
-    publish_delay: int = 0  # versions by which weights are published late: an experiment, not a feature
-    stuck_seconds: float = 60.0  # after which the run ends if a worker neither works nor waits and no sample comes
     epochs: int = 10  # how often a batch of samples is gone through; 0: nothing is learned, throughput is measured
     batch_size: int = 100  # rows of a minibatch
     hidden: tuple[int, ...] = (64, 64)  # hidden layers of both networks, with tanh
@@ -146,67 +141,32 @@ def make_world(config: Config) -> World:
 
 def check(config: Config) -> None:
     """UserError for what cannot run."""
-    for name, choices in (("placement", PLACEMENTS), ("streams", STREAMS)):
-        if getattr(config, name) not in choices:
-            raise UserError(f"Unknown {name} {getattr(config, name)!r}; choose from: {', '.join(choices)}.")
-    for name in ("policy_workers", "queue_size", "buffer_size", "reuses", "batch_samples"):
-        if getattr(config, name) < 1:
-            raise UserError(f"{name} must be at least 1, not {getattr(config, name)}.")
-    for name in ("epochs", "publish_delay", "pull_seconds"):
-        if getattr(config, name) < 0:
-            raise UserError(f"{name} must not be negative, but is {getattr(config, name)}.")
-    if config.preemption_steps < -1 or config.stuck_seconds <= 0:
-        raise UserError("preemption_steps must be -1 or more and stuck_seconds above 0.")
+    check_streams(config)
+    check_at_least(config, 1, "buffer_size", "reuses", "batch_samples")
+    check_at_least(config, 0, "epochs")
     if config.batch_samples > config.buffer_size:
         raise UserError(f"A buffer_size of {config.buffer_size} never holds the {config.batch_samples} batch_samples.")
-    if 0 <= config.preemption_steps < config.publish_delay:
-        raise UserError("With a publish_delay above preemption_steps every sample is dropped: nothing is learned.")
-    if config.placement == "central" and config.policy_workers > config.actors:
-        raise UserError(f"{config.policy_workers} policy_workers for {config.actors} actors: give each an actor.")
     check_rows(config.batch_samples * config.sample_steps * config.copies, config.batch_size)
 
 
 def plan(config: Config) -> list[tuple[str, str]]:
     """Processes and sizes."""
     check(config)
-    workers = {"inline": 0, "actors": config.actors, "central": config.actors + config.policy_workers}
-    frames = config.sample_steps * config.copies
-    return [
-        ("processes", f"trainer and {workers[config.placement]} others"),
-        ("environments", f"{config.actors} x {config.ring_size} x {config.copies}"),
-        ("sample", f"{config.sample_steps} steps of {config.copies} environments: {frames} frames"),
-        ("update", f"{config.batch_samples * frames} frames, {config.epochs} times"),
-    ]
+    frames = config.batch_samples * config.sample_steps * config.copies
+    return [*plan_workers(config), ("update", f"{frames} frames, {config.epochs} times")]
 
 
 def train(config: Config, run: Run) -> dict[str, float]:
     """Run to `config.steps` frames, resuming where the run directory stands; numbers of the run, see `results`."""
     check(config)
     world = make_world(config)
-    setup = Setup(
-        world=world,
-        agent=PPO,
-        config=config,
-        seed=config.seed,
-        actors=config.actors,
-        ring_size=config.ring_size,
-        copies=config.copies,
-        sample_steps=config.sample_steps,
-        inference_cap=config.inference_cap,
-        pull_seconds=config.pull_seconds,
-    )
     return run_workers(
-        setup,
-        placement=config.placement,
-        streams=config.streams,
-        policy_workers=config.policy_workers,
-        queue_size=config.queue_size,
+        make_setup(config, world, PPO),
+        TrainerLoop,
         buffer_size=config.buffer_size,
         reuses=config.reuses,
         batch_samples=config.batch_samples,
-        preemption_steps=float("inf") if config.preemption_steps < 0 else config.preemption_steps,
-        publish_delay=config.publish_delay,
-        stuck_seconds=config.stuck_seconds,
+        prefetch=config.placement != "inline",
         agent=PPO(world.spec(), config, run.stream("agent")),
         epochs=config.epochs,
         batch_size=config.batch_size,
@@ -214,6 +174,7 @@ def train(config: Config, run: Run) -> dict[str, float]:
         lam=config.lam,
         target_return=config.target_return,
         reward=make_reward(config),
+        **stream_fields(config),
         **loop_fields(config, run, world if config.epochs else None),  # what learns nothing is not evaluated
     )
 
