@@ -112,9 +112,9 @@ def test_what_is_learned_is_right_and_the_targets_are_those_of_the_paper(whole):
             assert value == pytest.approx(1.0)
     for identity in {task for task, _ in labels}:
         lines = tasks[identity].metadata["solution"]
-        for count in (1, 2):
+        for count in (1, 2, 3):
             prefix = " " + "\n".join(lines[:count]) + "\n"
-            assert labels[identity, prefix] == pytest.approx(count / 3)
+            assert labels[identity, prefix] == pytest.approx(count / 4)
 
 
 def test_a_round_learns_worked_solutions_and_right_traces_of_other_problems(whole):
@@ -173,7 +173,8 @@ def test_a_run_killed_in_every_stage_ends_as_the_unbroken_one(whole, tmp_path, m
         ({"traces": "none"}, "Unknown traces 'none'"),
         ({"rounds": -1}, "rounds is -1, but must not be negative"),
         ({"worked": 0}, "worked is 0, but must be at least 1"),
-        ({"budget": 2}, "budget is 2, but one solution may take 3 steps"),
+        ({"worked": 3000}, "worked is 3000 of 2000 training problems: none is left"),
+        ({"budget": 2}, "budget is 2, but one solution may take 4 steps"),
         ({"alpha": 2.0}, "alpha is 2.0, but must lie between 0 and 1"),
         ({"data": "word-sums", "split": "easy"}, "come without worked solutions"),
     ],

@@ -62,7 +62,13 @@ def test_every_worked_answer_is_right_and_no_instance_is_in_both_parts():
     every = (*tasks.train, *tasks.heldout)
     with make_verifier(tasks) as verifier:
         assert {one.verdict for one in verifier.verify(every, [task.answer for task in every])} == {Verdict.RIGHT}
-    keys = [(tuple(sorted(task.metadata["numbers"])), task.metadata["target"]) for task in every]
-    assert len(set(keys)) == len(keys) == 2050
+    train, heldout = (
+        [(tuple(sorted(task.metadata["numbers"])), task.metadata["target"]) for task in part]
+        for part in (tasks.train, tasks.heldout)
+    )
+    assert len(set(heldout)) == len(heldout) == 50
+    assert not set(heldout) & set(train)
+    assert len({task.question for task in tasks.train}) == len({task.id for task in every}) - 50 == len(tasks.train)
+    assert len(set(train)) < len(train)  # other orders of the same numbers
     assert all(len(task.answer) <= tasks.max_new_tokens for task in every)
     assert countdown("steps", train_size=5, heldout_size=2) == countdown("steps", train_size=5, heldout_size=2)

@@ -17,7 +17,8 @@ weights are 0.
 What differs from the paper and its code, and why: the token weights are those from before the step's update of w; the
 learning rate falls in a line, not along a cosine to a fifth; samples are of the whole distribution (top-p 0.9 there),
 for the policy gradient is; there is no judge model behind the rule (a verifier is a plug-in) and no skill tags; the
-last checkpoint is kept and not the best on an evaluation set.
+last checkpoint is kept and not the best on an evaluation set. The tiny preset draws 4 samples to a question and not 16:
+the same number of responses gives more pairs so, and the noise of a few pairs wins over what they teach.
 
 Not reproduced: the 7B and 32B models and their questions; `--preset paper --plan` shows what would run. The file is
 longer than 200 lines because it holds the two stages before RL.
@@ -97,18 +98,20 @@ class Config(settings.GroupConfig):
 
 TINY = {
     **settings.TINY,
+    "model": "tiny-base-micro",
     "split": "chain",
     "kl_coefficient": 0.01,
-    "samples_per_prompt": 8,
-    "prompts_per_step": 16,
+    "prompts_per_step": 64,
+    "samples_per_prompt": 4,
+    "heldout_size": 1000,
+    "steps": 120,
+    "evaluate_every": 40,
     "learning_rate": 3e-4,
     "token_learning_rate": 1e-3,
-    "warmup_steps": 0,
-    "schedule": "constant",
-    "sft_epochs": 1,
+    "sft_epochs": 5,
     "sft_style": "steps",
     "sft_batch_size": 32,
-    "sft_learning_rate": 1e-3,
+    "sft_learning_rate": 5e-3,
     "rate_samples": 0,
 }
 EXTENDABLE = settings.EXTENDABLE
@@ -117,8 +120,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     | {"token_learning_rate": 3e-5, "problems": 64, "rate_samples": 4},
     "tiny": TINY,
     "paper": {},
-    "smoke": {**TINY, "model": "tiny-base-micro", "split": "easy", "heldout_size": 10, "problems": 24}
-    | {"rate_samples": 2, "prompts_per_step": 4, "samples_per_prompt": 4, "steps": 3, "frozen_steps": 1},
+    "smoke": {**TINY, "split": "easy", "heldout_size": 10, "problems": 24}
+    | {"rate_samples": 2, "prompts_per_step": 4, "steps": 3, "frozen_steps": 1},
 }
 
 
@@ -214,7 +217,7 @@ CLAIM = Claim(
         difference_claim("uniform", "right-only", threshold=0.02),
     ),
     seeds=(0, 1, 2),
-    budget="9 trainings of the tiny base model on one core, with their stages",
+    budget="9 trainings of a model of 0.1M parameters on one core, with their stages",
     base=TINY,
     smoke=PRESETS["smoke"],
     curve="heldout/greedy_accuracy",
