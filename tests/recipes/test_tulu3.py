@@ -112,7 +112,7 @@ def test_the_defaults_are_the_papers() -> None:
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_are_valid_and_can_be_planned(name: str) -> None:
     lines = dict(plan(Config(**PRESETS[name])))
-    assert "GAE (lambda 0.95)" in lines["objective"]
+    assert f"GAE (lambda {Config(**PRESETS[name]).lam:g})" in lines["objective"]
     before = "" if name == "paper" else "sft, dpo, reward-model, "
     assert lines["stages"] == f"{before}rlvr"
     assert all(len(field.help) > 5 for field in describe_fields(Config))
@@ -124,6 +124,7 @@ def test_the_arms_of_the_claim_differ_in_what_they_say_only() -> None:
         configs = {arm: complete(Config(**CLAIM.overrides(arm, smoke))) for arm in CLAIM.arms}
         rlvr = configs["rlvr"]
         assert (rlvr.verified_reward, rlvr.reward_weight, rlvr.critic) == (10.0, 0.0, "reward-model")
+        assert 0 < rlvr.frozen_steps < rlvr.steps  # the critic learns first, and then the policy does, too
         assert configs["start"] == dataclasses.replace(rlvr, steps=0)
         assert configs["with-learned"] == dataclasses.replace(rlvr, reward_weight=1.0)
         assert configs["value-from-policy"] == dataclasses.replace(rlvr, critic="")
