@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 import torch
+from recipe_runs import assert_same_result, killed_in_step, parameters
 
 from zerozoo.cli.registry import load_recipe
 from zerozoo.cli.show import describe_fields
-from zerozoo.language.models import load_model
 from zerozoo.language.reward_models import load_reward_model
 from zerozoo.language.supervised import SupervisedLoop
 from zerozoo.language.zero_rl import ZeroRL
@@ -49,10 +49,6 @@ def small(directory: Path, model: str, **changes: Any) -> dict[str, float]:
     config = Config(model=model, **{**SMALL, **changes})
     with Run.start(directory, "oreal", dataclasses.asdict(config), config.seed, extendable=EXTENDABLE) as run:
         return train(config, run)
-
-
-def parameters(folder: Path | str) -> torch.Tensor:
-    return torch.cat([value.detach().flatten() for value in load_model(folder).model.parameters()])
 
 
 # --- the numbers
@@ -149,24 +145,7 @@ def test_what_cannot_be_is_one_sentence(
 # --- whole runs
 
 
-def result(directory: Path) -> tuple[Any, ...]:
-    run = Run.open(directory)
-    rows = [
-        {name: value for name, value in row.items() if not name.startswith(("time", "seconds/"))}
-        for row in run.history()
-    ]
-    newest = sorted((directory / "checkpoints").glob("step-*"))[-1]
-    state = json.loads((newest / "state.json").read_text())
-    return rows, run.samples(), state, (newest / "tensors.safetensors").read_bytes()
-
-
-class Killed(BaseException):
-    """Ends a run from inside as a kill does."""
-
-
-def test_a_killed_run_ends_as_the_unbroken_one(
-    digits_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_killed_run_ends_as_the_unbroken_one(digits_model: str, tmp_path: Path) -> None:
     """Killed in the fine-tuning, then in RL: examples, rates, policy, reward model of tokens, both moments, streams."""
     whole = small(tmp_path / "whole", digits_model)
     rows = Run.open(tmp_path / "whole").history()
@@ -176,27 +155,12 @@ def test_a_killed_run_ends_as_the_unbroken_one(
     assert any(row.get("token_reward/gradient_norm", 0) > 0 for row in rows[1:])
     assert 0 <= whole["rates/mean"] <= 1
 
-    fit, step = SupervisedLoop.step, ZeroRL.step
-
-    def dying_fit(loop: SupervisedLoop, number: int) -> dict[str, float]:
-        if number == 3:
-            raise Killed
-        return fit(loop, number)
-
-    def dying_step(loop: ZeroRL, number: int) -> Any:
-        if number == 4:
-            raise Killed
-        return step(loop, number)
-
-    for place, (kind, dying, healthy) in enumerate(((SupervisedLoop, dying_fit, fit), (ZeroRL, dying_step, step))):
-        monkeypatch.setattr(kind, "step", dying)
-        with pytest.raises(Killed):
+    for place, (kind, number) in enumerate(((SupervisedLoop, 3), (ZeroRL, 4))):
+        with killed_in_step(kind, number):
             small(tmp_path / "broken", digits_model)
-        monkeypatch.setattr(kind, "step", healthy)
         assert (tmp_path / "broken" / "checkpoints").exists() == bool(place)
     again = small(tmp_path / "broken", digits_model)
-    for broken, unbroken in zip(result(tmp_path / "broken"), result(tmp_path / "whole"), strict=True):
-        assert broken == unbroken
+    assert_same_result(tmp_path / "broken", tmp_path / "whole")
     timeless = {name for name in whole if not name.startswith(("seconds", "mean/seconds"))}
     assert {name: again[name] for name in timeless} == {name: whole[name] for name in timeless}
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 import torch
+from recipe_runs import killed_in_step, parameters
 
 from zerozoo.cli.registry import load_recipe
 from zerozoo.cli.show import describe_fields
-from zerozoo.language.models import load_model
 from zerozoo.language.step_audit import audit
 from zerozoo.language.task_choice import load_tasks_for
 from zerozoo.language.zero_rl import ZeroRL
@@ -21,10 +21,6 @@ from zerozoo.recipes.reasoning.reward_refinement import CLAIM, PRESETS, Config, 
 from zerozoo.runs.errors import UserError
 from zerozoo.runs.run import Run
 from zerozoo.tasks.distractors import distracted_response
-
-
-def parameters(folder: Path) -> torch.Tensor:
-    return torch.cat([value.detach().flatten() for value in load_model(folder).model.parameters()])
 
 
 def rows(directory: Path) -> list[dict[str, Any]]:
@@ -147,23 +143,10 @@ def test_every_kind_of_reward_runs_on_a_given_reward_model(shaping, whole, tmp_p
     assert not (tmp_path / "run" / "preparation").exists()
 
 
-class Killed(BaseException):
-    """Ends a run from inside as a kill does."""
-
-
-def test_a_killed_run_ends_as_the_unbroken_one(whole, tmp_path, monkeypatch):
-    step = ZeroRL.step
-
-    def dying(loop: ZeroRL, number: int) -> Any:
-        if number == 2:
-            raise Killed
-        return step(loop, number)
-
+def test_a_killed_run_ends_as_the_unbroken_one(whole, tmp_path):
     config = smoke(checkpoint_every=1)
-    monkeypatch.setattr(ZeroRL, "step", dying)
-    with pytest.raises(Killed):
+    with killed_in_step(ZeroRL, 2):
         train(config, Run(tmp_path / "run"))
-    monkeypatch.setattr(ZeroRL, "step", step)
     metrics = train(config, Run(tmp_path / "run"))
     unbroken, directory = whole["clip-delta"]
     assert rows(tmp_path / "run") == rows(directory)

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+from recipe_runs import assert_same_result, killed, killed_in_step, parameters
 
 from zerozoo.cli.registry import load_recipe
 from zerozoo.cli.show import describe_fields
 from zerozoo.language.critic import Critic
-from zerozoo.language.models import load_model
 from zerozoo.language.reward_models import load_reward_model
 from zerozoo.language.supervised import SupervisedLoop
 from zerozoo.language.training import complete
@@ -61,10 +61,6 @@ def small(directory: Path, model: str, **changes: Any) -> dict[str, float]:
     config = Config(model=model, **{**SMALL, **changes})
     with Run.start(directory, "tulu3", dataclasses.asdict(config), config.seed, extendable=EXTENDABLE) as run:
         return train(config, run)
-
-
-def parameters(folder: Path | str) -> torch.Tensor:
-    return torch.cat([value.detach().flatten() for value in load_model(folder).model.parameters()])
 
 
 # --- the numbers
@@ -272,45 +268,18 @@ def test_scores_are_ten_zero_and_minus_ten(digits_model: str, tmp_path: Path) ->
     assert not policy.head.weight.any()
 
 
-class Killed(BaseException):
-    """Ends a run from inside as a kill does."""
-
-
-def result(directory: Path) -> tuple[Any, ...]:
-    run = Run.open(directory)
-    rows = [
-        {name: value for name, value in row.items() if not name.startswith(("time", "seconds/"))}
-        for row in run.history()
-    ]
-    newest = sorted((directory / "checkpoints").glob("step-*"))[-1]
-    return rows, run.samples(), (newest / "tensors.safetensors").read_bytes()
-
-
-def test_a_killed_run_ends_as_the_unbroken_one(
-    digits_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_killed_run_ends_as_the_unbroken_one(digits_model: str, tmp_path: Path) -> None:
     """Killed in the reward model's training, then in PPO."""
     whole = small(tmp_path / "whole", digits_model, reward_weight=0.5)
-    fit, step = SupervisedLoop.step, ZeroRL.step
 
-    def dying_fit(loop: SupervisedLoop, number: int) -> dict[str, float]:
-        if number == 3 and loop.run.directory.name.endswith("reward-model"):
-            raise Killed
-        return fit(loop, number)
+    def in_the_reward_model(loop: SupervisedLoop, number: int) -> bool:
+        return number == 3 and loop.run.directory.name.endswith("reward-model")
 
-    def dying_step(loop: ZeroRL, number: int) -> Any:
-        if number == 4:
-            raise Killed
-        return step(loop, number)
-
-    for kind, dying, healthy in ((SupervisedLoop, dying_fit, fit), (ZeroRL, dying_step, step)):
-        monkeypatch.setattr(kind, "step", dying)
-        with pytest.raises(Killed):
+    for kill in (killed(SupervisedLoop, "step", in_the_reward_model), killed_in_step(ZeroRL, 4)):
+        with kill:
             small(tmp_path / "broken", digits_model, reward_weight=0.5)
-        monkeypatch.setattr(kind, "step", healthy)
     again = small(tmp_path / "broken", digits_model, reward_weight=0.5)
-    for broken, unbroken in zip(result(tmp_path / "broken"), result(tmp_path / "whole"), strict=True):
-        assert broken == unbroken
+    assert_same_result(tmp_path / "broken", tmp_path / "whole")
     timeless = {name for name in whole if not name.startswith(("seconds", "mean/seconds"))}
     assert {name: again[name] for name in timeless} == {name: whole[name] for name in timeless}
     rows = Run.open(tmp_path / "whole").history()[1:]

@@ -1,8 +1,8 @@
 """Programs of one number to write in postfix notation, for a character-level tiny model.
 
-"take x, times 3, plus 4, at most 20" is answered by "x 3 * 4 + 20 min". The last part always cuts some of the hidden
-tests off and not all, so a program that forgets it, or has one number wrong, passes a share of them: true scores lie at
-0, at 1 and between.
+"take x, times 3, at most 20" is answered by "x 3 * 20 min". The last part always cuts some of the hidden tests off and
+not all, so a program that forgets it, or has one number wrong, passes a share of them: true scores lie at 0, at 1 and
+between.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from zerozoo.tasks.task import Task, TaskSet, check_sizes
 TEMPLATE = "word-sums"
 INPUTS = range(-9, 10)
 TESTS = 8
+LARGEST = 60  # number that is added or taken away
 WORDS = {"*": "times", "+": "plus", "-": "minus", "min": "at most", "max": "at least"}
 MAX_NEW_TOKENS = 32
 
@@ -69,13 +70,14 @@ def written_program(task: Task, rng: random.Random, wrong: float = 0.0) -> str:
 
 def _problem(rng: random.Random) -> Task:
     while True:
-        first = rng.choice("*+-")
-        second = rng.choice("+-") if first == "*" else rng.choice("*+-")
-        steps: list[Step] = [(one, rng.randint(2, 5) if one == "*" else rng.randint(1, 20)) for one in (first, second)]
+        operation = rng.choice("*+-")
+        steps: list[Step] = [(operation, rng.randint(2, 9) if operation == "*" else rng.randint(1, LARGEST))]
         inputs = sorted(rng.sample(INPUTS, TESTS))
         free = [run_postfix(program(steps), x) for x in inputs]
         values = [value for value in free if value is not None]
-        steps.append((rng.choice(("min", "max")), rng.randint(0, 40)))
+        if max(values) < 0:
+            continue  # no number is written with a sign
+        steps.append((rng.choice(("min", "max")), rng.randint(max(0, min(values)), max(values))))
         bound = steps[-1][1]
         cut = sum(value > bound if steps[-1][0] == "min" else value < bound for value in values)
         if TESTS // 4 <= cut <= TESTS - TESTS // 4:
