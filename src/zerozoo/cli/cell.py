@@ -4,7 +4,8 @@
 
 It trains in the run directory D, or goes on where a killed cell stopped, and writes D/cell.json at the very end:
 key (see claims.py), values (what `train` returned; null for a number that is not finite), seconds of training, and the
-whole config, defaults included. Exit code 2 with one sentence for a mistake of the user, as everywhere.
+whole config, defaults included ("inf" where a field has no limit). Exit code 2 with one sentence for a mistake of the
+user, as everywhere.
 """
 
 from __future__ import annotations
@@ -100,8 +101,17 @@ def _run_cell(options: argparse.Namespace) -> None:
     with Run.start(options.directory, options.slug, asdict(config), options.seed) as run:
         values = _numbers(recipe.train(config, run))
         seconds = time.perf_counter() - began
-        result = {"key": key, "values": values, "seconds": seconds, "config": json_safe(asdict(config))}
+        result = {"key": key, "values": values, "seconds": seconds, "config": _spelled(json_safe(asdict(config)))}
         write_json(run.path("cell.json"), result)
+
+
+def _spelled(value: Any) -> Any:
+    """Settings without a limit, which JSON has no number for, as the text "inf"."""
+    if isinstance(value, dict):
+        return {name: _spelled(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_spelled(inner) for inner in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _numbers(values: Mapping[str, Any]) -> dict[str, float | None]:
