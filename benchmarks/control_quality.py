@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import os
 import subprocess
 import tempfile
 from dataclasses import asdict
@@ -107,7 +108,8 @@ def difference(mine: list[float], others: list[float]) -> dict[str, float]:
 def main() -> None:
     """Train, compare, write."""
     parser = argparse.ArgumentParser(description="Learning of IQL and TD3+BC beside d3rlpy.")
-    parser.add_argument("--d3rlpy", required=True, help="python that has d3rlpy")
+    # Its absolute path, for it is started in another folder; not resolved, for an environment's python is a link.
+    parser.add_argument("--d3rlpy", required=True, type=os.path.abspath, help="python that has d3rlpy")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--steps", type=int, default=10_000, help="updates")
     parser.add_argument("--output", type=Path, default=ROOT / "results" / "bench-control.json")

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-import time
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from process_watch import alive, segments, until
 
 from zerozoo.distributed.messages import Message
 from zerozoo.distributed.replay_trainer import ReplayTrainer
@@ -21,30 +20,11 @@ from zerozoo.runs.run import Run
 CONFIG = recipe.Config(
     **{**recipe.PRESETS["smoke"], "environment": "pendulum", "placement": "actors", "queue_size": 2, "ring_size": 1}
 )
-PATIENCE = 120.0  # seconds; what is waited for takes one or two on an idle machine
 
 
 def train(config: recipe.Config, directory: Path) -> dict[str, float]:
     with Run.start(directory, "distributed-sac", asdict(config), config.seed, extendable=recipe.EXTENDABLE) as run:
         return recipe.train(config, run)
-
-
-def segments() -> set[str]:
-    return {path.name for path in Path("/dev/shm").glob("psm_*")}
-
-
-def until(true: Callable[[], Any], what: str) -> None:
-    limit = time.monotonic() + PATIENCE
-    while not true():
-        assert time.monotonic() < limit, f"{what} did not happen"
-        time.sleep(0.02)
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
-    except OSError:
-        return False
 
 
 def test_an_actor_is_killed_and_every_frame_counts_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

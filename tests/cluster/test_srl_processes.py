@@ -8,8 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
+from process_watch import PATIENCE, alive, segments, until
 
 from zerozoo.control.agents import PPO
 from zerozoo.control.sources import World
@@ -33,31 +32,12 @@ from zerozoo.runs.streams import Streams
 CONFIG = srl.Config(
     **{**srl.PRESETS["smoke"], "environment": "pendulum", "pull_seconds": 0.0, "queue_size": 4, "stuck_seconds": 30.0}
 )
-PATIENCE = 120.0  # seconds; what is waited for takes one or two on an idle machine
 
 
 def setup(config: srl.Config = CONFIG, world: World | None = None, **changes: Any) -> Setup:
     sizes = {name: getattr(config, name) for name in ("actors", "copies", "sample_steps", "inference_cap")}
     sizes |= {"seed": config.seed, "pull_seconds": 0.0, "ring_size": 1, **changes}
     return Setup(world=world or srl.make_world(config), agent=PPO, config=config, **sizes)
-
-
-def segments() -> set[str]:
-    return {path.name for path in Path("/dev/shm").glob("psm_*")}
-
-
-def until(true: Callable[[], Any], what: str) -> None:
-    limit = time.monotonic() + PATIENCE
-    while not true():
-        assert time.monotonic() < limit, f"{what} did not happen"
-        time.sleep(0.02)
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
-    except OSError:
-        return False
 
 
 def inline_samples(parts: Setup, count: int) -> list[Message]:

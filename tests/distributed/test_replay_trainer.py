@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from srl_parts import setup
+from srl_parts import assert_same_run, killed_and_resumed, setup
 
 from zerozoo.control.agents import SAC
 from zerozoo.control.online import OnlineLoop
@@ -361,32 +360,11 @@ def test_a_run_that_was_killed_goes_on_bit_for_bit(tmp_path: Path) -> None:
     options |= {"steps": 280, "checkpoint_every": 105, "log_every": 28}
     whole = trainer(tmp_path / "whole", parts, **options)
     whole.train()
-    killed = trainer(tmp_path / "killed", parts, **options)
-    advance = killed.advance
-
-    def until_killed(step: int) -> int:
-        if step >= 168:
-            raise MemoryError("killed")
-        return advance(step)
-
-    killed.advance = until_killed  # type: ignore[method-assign]
-    with pytest.raises(MemoryError):
-        killed.train()
-    killed.run.close()
-    resumed = trainer(tmp_path / "killed", parts, **options)
-    assert resumed.run.resume(resumed._go_back) == resumed.run.saved == 105
     under_way = ("/rows/obs", "inference/requests/", "buffer/entries/0/", "publisher/weights/1/", "replay/terminated")
-    assert all(any(part in name for name in resumed.tensors()) for part in under_way)
-    assert int(resumed.replay.state()["added"]) == 105 > 60
-    resumed.train()
-    for states in ((whole.agent.state(), resumed.agent.state()), (whole.replay.state(), resumed.replay.state())):
-        assert states[0].keys() == states[1].keys()
-        assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
-    timed = {"seconds", "target_seconds"}
-    assert {name: value for name, value in asdict(resumed.totals).items() if name not in timed} == pytest.approx(
-        {name: value for name, value in asdict(whole.totals).items() if name not in timed}, nan_ok=True, abs=0
-    )
+    resumed = killed_and_resumed(lambda: trainer(tmp_path / "killed", parts, **options), 168, 105, under_way)
+    assert_same_run(whole, resumed)
+    expected, found = whole.replay.state(), resumed.replay.state()
+    assert int(found["added"]) == 280  # at the checkpoint of step 105 the buffer of 60 was full
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(value, found[name]) for name, value in expected.items())
     assert whole.agent.updates == int(260 * 0.3)
-    clock = {"time", "seconds/train", "steps_per_second", "updates_per_second"}
-    for one, other in zip(whole.run.history(), resumed.run.history(), strict=True):
-        assert {k: v for k, v in one.items() if k not in clock} == {k: v for k, v in other.items() if k not in clock}

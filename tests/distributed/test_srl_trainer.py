@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from srl_parts import setup
+from srl_parts import assert_same_run, killed_and_resumed, setup
 
 from zerozoo.control.on_policy import OnPolicyLoop
 from zerozoo.control.sources import RewardTransform
@@ -208,33 +208,10 @@ def test_a_run_that_was_killed_goes_on_bit_for_bit(tmp_path: Path) -> None:
     options |= {"steps": 280, "checkpoint_every": 70, "log_every": 28, "preemption_steps": 100}
     whole = trainer(tmp_path / "whole", parts, **options)
     whole.train()
-    killed = trainer(tmp_path / "killed", parts, **options)
-    advance = killed.advance
-
-    def until_killed(step: int) -> int:
-        if step >= 182:
-            raise MemoryError("killed")
-        return advance(step)
-
-    killed.advance = until_killed  # type: ignore[method-assign]
-    with pytest.raises(MemoryError):
-        killed.train()
-    killed.run.close()
-    resumed = trainer(tmp_path / "killed", parts, **options)
-    assert resumed.run.resume(resumed._go_back) == resumed.run.saved == 140
     under_way = ("/rows/obs", "inference/requests/", "inference/replies/", "buffer/entries/0/", "publisher/weights/1/")
-    assert all(any(part in name for name in resumed.tensors()) for part in under_way)
-    resumed.train()
-    expected, found = whole.agent.state(), resumed.agent.state()
-    assert all(torch.equal(value, found[name]) for name, value in expected.items())
-    timed = {"seconds", "target_seconds"}
-    assert {name: value for name, value in asdict(resumed.totals).items() if name not in timed} == pytest.approx(
-        {name: value for name, value in asdict(whole.totals).items() if name not in timed}, nan_ok=True, abs=0
-    )
+    resumed = killed_and_resumed(lambda: trainer(tmp_path / "killed", parts, **options), 182, 140, under_way)
+    assert_same_run(whole, resumed)
     assert whole.totals.samples > whole.totals.frames / 7  # some were used twice
-    clock = {"time", "seconds/train", "steps_per_second", "updates_per_second"}
-    for one, other in zip(whole.run.history(), resumed.run.history(), strict=True):
-        assert {k: v for k, v in one.items() if k not in clock} == {k: v for k, v in other.items() if k not in clock}
 
 
 def test_a_finished_run_gives_its_numbers_again(tmp_path: Path) -> None:
