@@ -18,12 +18,14 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from language_peers import Case, make_advantages, make_prompts, make_responses, serve
+from zerozoo.tasks.word_sums import ALPHABET
 
 ROOT = Path(__file__).resolve().parents[1]
 PEERS = Path(__file__).with_name("language_peers.py")
@@ -45,15 +47,27 @@ CASES: dict[str, Case] = {
     "update 96 x (14 + 12)": _case("update", 12, 8, 14, 12),
     "update 16 x (64 + 256)": _case("update", 2, 8, 64, 256),
 }
+# Long responses of a tiny model: how time and memory grow. zerozoo alone.
+LONG: dict[str, Case] = {
+    f"{kind} 16 x (16 + {new})": _case(kind, 2, 8, 16, new) | {"vocabulary": len(ALPHABET)}
+    for kind in ("rollout", "update")
+    for new in (128, 256, 512, 1024)
+}
 
 
-def zerozoo_arm(folder: str) -> Callable[[Case], None]:
-    """The native sampler, and the update of the recipe without any group left out."""
+def zerozoo_arm(folder: str, precision: str) -> Callable[[Case], None]:
+    """The native sampler, and the update of the recipe without any group left out.
+
+    With int8 the weights are quantised anew in every rollout, as in a training; only the calibration is not timed.
+    """
+    from types import SimpleNamespace
+
     import torch
 
     from zerozoo.language.algorithm import Algorithm
     from zerozoo.language.build import make_optimizer
     from zerozoo.language.models import load_model
+    from zerozoo.language.precision import rollout_sampler, set_gradients
     from zerozoo.language.rollouts import Rollouts
     from zerozoo.language.samplers.interface import Decoding, Samples
     from zerozoo.language.samplers.native import NativeSampler
@@ -61,10 +75,13 @@ def zerozoo_arm(folder: str) -> Callable[[Case], None]:
     from zerozoo.rewards.verifier import Verdict, Verification
     from zerozoo.tasks.task import Task
 
-    policy = load_model(folder)
+    config, policy = SimpleNamespace(precision=precision, seed=0), load_model(folder)
+    set_gradients(config, policy)
     eos_ids = policy.eos_ids
     updater = Updater(policy, make_optimizer(policy, 1e-6, 0.01), Algorithm(), UpdateSettings())
-    sampler, generator = NativeSampler(policy), torch.Generator().manual_seed(0)
+    calibration = make_prompts(CASES["rollout 256 x 32"] | {"vocabulary": policy.model.config.vocab_size})
+    sampler = rollout_sampler(config, NativeSampler(policy), policy, calibration, Decoding(32))
+    generator = torch.Generator().manual_seed(0)
 
     def rollout(case: Case) -> None:
         policy.eos_ids = ()  # every response has its full length
@@ -156,7 +173,9 @@ def measure(commands: Mapping[str, Sequence[str]], cases: Mapping[str, Case], re
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    from zerozoo.language.models import built_in_directory
+    from zerozoo.language.factory import SIZES, small_llama
+    from zerozoo.language.families import character_tokenizer
+    from zerozoo.language.models import built_in_directory, save_model
     from zerozoo.runs.versions import commit, machine
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -165,15 +184,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", default="smollm2-135m", help="a built-in model or a folder")
     parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES))
     parser.add_argument("--output", type=Path, default=ROOT / "results/bench-language.json")
-    parser.add_argument("--arm", metavar="FOLDER", help=argparse.SUPPRESS)  # this process is zerozoo's arm
+    parser.add_argument("--arm", nargs=2, metavar=("FOLDER", "PRECISION"), help=argparse.SUPPRESS)  # one of ours
     options = parser.parse_args(arguments)
     if options.arm:
-        serve(zerozoo_arm(options.arm))
+        serve(zerozoo_arm(*options.arm))
         return
     folder = str(built_in_directory(options.model) or options.model)
     vocabulary = json.loads(Path(folder, "config.json").read_text(encoding="utf-8"))["vocab_size"]
     commands = {
-        "zerozoo": [sys.executable, __file__, "--arm", folder],
+        "zerozoo": [sys.executable, __file__, "--arm", folder, "full"],
+        "zerozoo-int8": [sys.executable, __file__, "--arm", folder, "int8"],
         "transformers": [sys.executable, str(PEERS), "transformers", folder],
     }
     if options.vllm:
@@ -181,7 +201,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     load = os.getloadavg()
     chosen = {name: CASES[name] | {"vocabulary": vocabulary} for name in options.cases}
     cases = measure(commands, chosen, options.repeats)
-    results = {"model": options.model, "cases": cases, "machine": machine(), "load_before": load, **commit()}
+    with tempfile.TemporaryDirectory() as tiny:
+        save_model(small_llama(SIZES["base"], 0, character_tokenizer(ALPHABET), 2048, "long"), tiny)
+        long = measure({"zerozoo": [sys.executable, __file__, "--arm", tiny, "full"]}, LONG, options.repeats)
+    setting = {"machine": machine(), "load_before": load, **commit()}
+    results = {"model": options.model, "cases": cases, "long": long, **setting}
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 

@@ -1,11 +1,12 @@
 """The quickstart, seed by seed, and TRL's GRPOTrainer on the same task: results/quickstart.json.
 
     python benchmarks/quickstart.py                      five seeds of `zerozoo train simplerl-zoo --preset laptop`
-    python benchmarks/quickstart.py --dtype float32 bfloat16      each seed with one, then with the other
+    python benchmarks/quickstart.py --arms float32 bfloat16       each seed with one, then with the other
     python benchmarks/quickstart.py --trl TRL_PYTHON     three seeds of benchmarks/trl_quickstart.py
 
-With bfloat16 the factors of matrix products are rounded to it, in TRL's part by torch's own switch for that; sums,
-weights and optimiser stay in float32. Rows stand under the names of the system, with "-bfloat16" behind it.
+Arms: with bfloat16 the factors of matrix products are rounded to it (in TRL's part by torch's own switch); sums,
+weights and optimiser stay in float32. int8 writes responses and computes gradients in int8. all-groups is float32 that
+also computes the groups without a gradient. Rows stand under the name of the system, with "-ARM" behind it.
 
 TRL runs in an environment of its own (benchmarks/constraints-trl.txt). It gets the same weights, prompts, held-out
 problems and settings, all taken from the preset, and leaves a metrics.jsonl with zerozoo's names, so that one piece of
@@ -48,6 +49,12 @@ from zerozoo.runs.versions import commit, machine
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE, PRESET = "simplerl-zoo", "laptop"
 FLOAT = "float32"
+ARMS: dict[str, tuple[str, ...]] = {
+    FLOAT: (),
+    "bfloat16": ("--dtype", "bfloat16"),
+    "int8": ("--precision", "int8"),
+    "all-groups": ("--no-skip-uninformative",),
+}
 TARGET = 0.50  # greedy held-out accuracy
 SEEDS = {"zerozoo": range(5), "trl": range(3)}
 MODES = ("greedy", "sampled")
@@ -231,10 +238,10 @@ def _settings(config: Any) -> dict[str, Any]:
     return dict(json.loads(json.dumps(chosen)))  # tuples as lists, as a results file gives them back
 
 
-def zerozoo_command(config: Any, seed: int, directory: Path, dtype: str = FLOAT) -> list[str]:
+def zerozoo_command(config: Any, seed: int, directory: Path, arm: str = FLOAT) -> list[str]:
     """One seed of the quickstart."""
-    train = [sys.executable, "-m", "zerozoo.cli.main", "train", RECIPE, "--preset", PRESET, "--dtype", dtype]
-    return [*train, "--seed", str(seed), "--steps", str(config.steps), "--directory", str(directory)]
+    train = [sys.executable, "-m", "zerozoo.cli.main", "train", RECIPE, "--preset", PRESET]
+    return [*train, "--seed", str(seed), "--steps", str(config.steps), "--directory", str(directory), *ARMS[arm]]
 
 
 def trl_command(
@@ -286,7 +293,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trl", metavar="PYTHON", help="run TRL's part instead, with the Python of its environment")
     parser.add_argument("--trl-rows", type=int, help="completions in one forward pass of TRL; default: all of a step")
-    parser.add_argument("--dtype", nargs="+", default=[FLOAT], choices=[FLOAT, "bfloat16"], help="of the products")
+    parser.add_argument("--arms", nargs="+", default=[FLOAT], choices=list(ARMS), help="TRL has the first two")
     parser.add_argument("--seeds", type=int, nargs="+", help="default: 0 to 4, for TRL 0 to 2")
     parser.add_argument("--steps", type=int, help="default: those of the preset")
     parser.add_argument("--output", type=Path, default=ROOT / "results/quickstart.json")
@@ -295,6 +302,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a killed benchmark ends its process as well
     system = "trl" if options.trl else "zerozoo"
+    if options.trl and not {*options.arms} <= {FLOAT, "bfloat16"}:
+        sys.exit("error: TRL's part has the arms float32 and bfloat16 only")
     config = load_config(options.steps)
     settings = _settings(config)
     check_settings(read_results(options.output), settings, options.output)
@@ -307,16 +316,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     problems = len(load_tasks_for(config).heldout)
     runs = options.runs.resolve()
     runs.mkdir(parents=True, exist_ok=True)
-    for seed, dtype in itertools.product(options.seeds or SEEDS[system], options.dtype):
-        arm = system if dtype == FLOAT else f"{system}-{dtype}"
-        directory = runs / f"{arm}-seed-{seed}"
+    for seed, arm in itertools.product(options.seeds or SEEDS[system], options.arms):
+        name = system if arm == FLOAT else f"{system}-{arm}"
+        directory = runs / f"{name}-seed-{seed}"
         if options.trl:
-            command = trl_command(options.trl, config, model, seed, directory, options.trl_rows, dtype)
+            command = trl_command(options.trl, config, model, seed, directory, options.trl_rows, arm)
         else:
-            command = zerozoo_command(config, seed, directory, dtype)
+            command = zerozoo_command(config, seed, directory, arm)
         row = run_seed(command, seed, directory, problems, options.keep)
-        store(options.output, arm, row, settings)
-        print(describe(arm, row), flush=True)
+        store(options.output, name, row, settings)
+        print(describe(name, row), flush=True)
 
 
 if __name__ == "__main__":

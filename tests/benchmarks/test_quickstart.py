@@ -177,12 +177,14 @@ def test_commands_name_seed_steps_and_directory(tmp_path: Path, monkeypatch: pyt
     assert command[3:5] == ["train", "simplerl-zoo"]
     assert options == {
         "--preset": "laptop",
-        "--dtype": "float32",
         "--seed": "4",
         "--steps": "7",
         "--directory": str(directory),
     }
-    assert "bfloat16" in quickstart.zerozoo_command(FakeConfig(steps=7), 4, directory, "bfloat16")
+    for arm, options in quickstart.ARMS.items():
+        other = quickstart.zerozoo_command(FakeConfig(steps=7), 4, directory, arm)
+        assert other[: len(command)] == command
+        assert other[len(command) :] == list(options)
     monkeypatch.setattr(quickstart, "export_problems", lambda config, path: path.write_text("{}"))
     command = quickstart.trl_command("/trl/python", FakeConfig(steps=7), Path("/model"), 4, directory)
     assert command[:2] == ["/trl/python", str(BENCHMARKS / "trl_quickstart.py")]

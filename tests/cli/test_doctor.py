@@ -12,6 +12,7 @@ import torch
 from zerozoo.cli import doctor
 from zerozoo.cli.doctor import ABSENT, FAIL, OK, WARN, Check
 from zerozoo.cli.main import main
+from zerozoo.language import profile
 from zerozoo.language.families import SUPPORTED, byte_tokenizer, character_tokenizer, tiny_model
 from zerozoo.language.models import LanguageModel, save_model, wrap_model
 from zerozoo.language.parity import THRESHOLD, sampler_parity
@@ -177,8 +178,24 @@ def test_machine_lines(monkeypatch):
     assert by_name(doctor.check_machine())["memory"].status == FAIL
     monkeypatch.setattr(doctor, "free_memory", lambda: 2**31)
     assert by_name(doctor.check_machine())["memory"].status == WARN
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 4096)
-    assert "set OMP_NUM_THREADS=" in by_name(doctor.check_machine())["threads"].advice
+
+
+def test_threads_are_measured_and_the_faster_number_is_named(monkeypatch):
+    before = torch.get_num_threads()
+    monkeypatch.setattr(
+        profile, "matrix_rate", lambda device, dtype: {1: 100.0, 2: 190.0, 4: 120.0}[torch.get_num_threads()]
+    )
+    check = doctor.check_threads(4, 4)
+    assert (check.status, check.advice) == (WARN, "set OMP_NUM_THREADS=2, which is faster here")
+    assert check.found == "torch computes with 4 of 4; 100 GFLOP/s with 1, 190 GFLOP/s with 2, 120 GFLOP/s with 4"
+    assert doctor.check_threads(2, 4).status == OK
+    assert doctor.check_threads(8, 4).advice == "set OMP_NUM_THREADS=2, more threads than cores are slower"
+    assert torch.get_num_threads() == before
+
+
+def test_a_little_faster_is_noise(monkeypatch):
+    monkeypatch.setattr(profile, "matrix_rate", lambda device, dtype: {1: 110.0, 2: 100.0}[torch.get_num_threads()])
+    assert doctor.check_threads(2, 2).status == OK
 
 
 def failing():

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from zerozoo.control.evaluation import Evaluator, evaluate
-from zerozoo.environments.levels import GridLevels
+from zerozoo.environments.make import make_levels
 from zerozoo.environments.vector import VecEnv
 from zerozoo.runs.errors import UserError
 from zerozoo.runs.run import Run
@@ -23,7 +23,7 @@ class LevelEvaluator(Evaluator):
     Rows of samples.jsonl say the split and the level.
 
     Args:
-        kind: see `GridLevels`.
+        kind: see `make_levels`.
         training: number of levels that were trained on, seeds 0, 1, ...; the first `test` of them are played.
         validation, test: numbers of levels, from seeds VALIDATION and TEST on.
 
@@ -43,7 +43,7 @@ class LevelEvaluator(Evaluator):
         }
         self.levels = [level for levels in self.splits.values() for level in levels]
         self.split_of = np.repeat(list(self.splits), [len(levels) for levels in self.splits.values()])
-        world = GridLevels(len(self.levels), kind, self.levels, cycle=True)
+        world = make_levels(len(self.levels), kind, self.levels, cycle=True)
         # Nothing is drawn: each copy plays its own level, and what it plays after its first episode does not count.
         self.environment = VecEnv(world, np.random.Generator(np.random.PCG64(0)), ["success"])
 

@@ -276,10 +276,15 @@ def medium_expert(rng: np.random.Generator, episodes: int = 300) -> list[Episode
 
 
 def epsilon_expert(
-    rng: np.random.Generator, transitions: int, *, world: BatchedWorld, epsilon: float = 0.1
+    rng: np.random.Generator,
+    transitions: int,
+    *,
+    world: BatchedWorld,
+    epsilon: float = 0.1,
+    actor: Actor | None = None,
 ) -> list[Episode]:
-    """The world's expert, each action replaced by a uniform one with probability `epsilon`."""
-    best, uniform = expert(world), random_actor(world)
+    """The world's expert, or another actor, each action replaced by a uniform one with probability `epsilon`."""
+    best, uniform = actor or expert(world), random_actor(world)
 
     def act(obs: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         action = best(obs, rng)

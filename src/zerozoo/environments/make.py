@@ -20,8 +20,21 @@ from zerozoo.environments.batched.synthetic import Synthetic
 from zerozoo.environments.batched.world import BatchedWorld, OneCopy
 from zerozoo.environments.levels import GridLevels
 from zerozoo.environments.mazes import LAYOUTS
+from zerozoo.environments.procgen import ProcgenLevels
 from zerozoo.environments.wrappers import StandardEnv
 from zerozoo.runs.errors import UserError
+
+# Levels by what stands before the colon in their kind; all others are those of minigrid.
+_LEVELS: dict[str, Callable[..., BatchedWorld]] = {"procgen": ProcgenLevels}
+
+
+def make_levels(copies: int, kind: str, seeds: Sequence[int], cycle: bool = False) -> BatchedWorld:
+    """Levels of a `kind`, see `GridLevels` and `ProcgenLevels`: SimpleCrossing-S9N2, procgen:coinrun:hard, ...
+
+    Raises `UserError` for an unknown kind and where what it needs is not installed.
+    """
+    return _LEVELS.get(kind.partition(":")[0], GridLevels)(copies, kind, seeds, cycle)
+
 
 WORLDS: dict[str, Callable[..., BatchedWorld]] = {
     "pendulum": Pendulum,
@@ -29,7 +42,7 @@ WORLDS: dict[str, Callable[..., BatchedWorld]] = {
     **{f"point-maze-{layout}": partial(PointMaze, layout=layout) for layout in LAYOUTS},
     "hazards": Hazards,
     "comb-lock": CombLock,
-    "levels": GridLevels,
+    "levels": make_levels,
     "synthetic": Synthetic,
 }
 # Packages whose environments gymnasium knows only once they are imported.

@@ -86,6 +86,18 @@ def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
     return 2 * PRODUCT**3 / min(seconds[1:]) / 1e9
 
 
+def thread_rates(counts: Sequence[int]) -> dict[int, float]:
+    """10^9 operations a second of a float32 product with each number of threads; torch's own number is put back."""
+    before, rates = torch.get_num_threads(), {}
+    try:
+        for count in counts:
+            torch.set_num_threads(count)
+            rates[count] = matrix_rate(torch.device("cpu"), torch.float32)
+    finally:
+        torch.set_num_threads(before)
+    return rates
+
+
 def reset_peak_memory(device: torch.device) -> None:
     """Start a new maximum. On the CPU that needs Linux; elsewhere the maximum is that of the whole process."""
     if device.type == "cuda":

@@ -268,9 +268,10 @@ class Run:
 def remove_unused(run: Run, existed: bool) -> None:
     """Removes the directory of a run that failed before anything was made.
 
-    Left behind, it would refuse the mended config as another one.
+    Left behind, it would refuse the mended config as another one. The checkpoint of a run inside it (of what
+    has to be trained first) is something made.
     """
-    if not existed and not run.history():
+    if not existed and not run.history() and not any(run.directory.glob("*/**/checkpoints/step-*")):
         shutil.rmtree(run.directory, ignore_errors=True)
 
 

@@ -17,6 +17,7 @@ from zerozoo.control.spec import Spec
 from zerozoo.losses.policy import clip_fraction, clipped_surrogate
 
 LARGEST_OBSERVATION = 10.0  # of normalised observations
+IMAGES = 1024  # whose values are asked for at once: as floats and features they take far more memory than as bytes
 
 
 @dataclass(frozen=True)
@@ -81,8 +82,9 @@ class PPO(Agent):
 
     @torch.no_grad()
     def values(self, obs: Tensor) -> Tensor:
-        """State values (M,) of (M, *obs_shape)."""
-        return self.v(self._scaled(obs))
+        """State values (M,) of (M, *obs_shape); of images a part at a time."""
+        parts = obs.split(IMAGES) if obs.ndim == 4 else (obs,)
+        return torch.cat([self.v(self._scaled(part)) for part in parts])
 
     def seen(self, obs: Tensor) -> None:
         """Takes the observations (M, *obs_shape) of a rollout into their scale, for the next rollout."""

@@ -6,19 +6,23 @@ levels does not.
 
 What differs from the paper and its code, and why:
 
-* The levels are mazes of minigrid, whose dynamics lie in a table: thousands of steps in one call. Neither
-  package of Procgen has a build for Python 3.11, so that there is no preset for it.
-* The recordings are of a shortest-way expert with a share of random actions (`epsilon`), not of PPO; each seed of a run
-  has its own. Each step says its level, and episodes are taken as they come; the reference code takes them in the order
-  of falling return, which makes a small data set a selected one.
-* A residual network is replaced by a small CNN, and images are divided by 255 in one place for data and evaluation.
+* Levels are mazes of minigrid, whose dynamics lie in a table: thousands of steps in one call. The preset `procgen` has
+  the paper's games (envpool's build of Procgen) and sizes, for those who have the time.
+* Recordings of the mazes are of a shortest-way expert, with a share of random actions (`epsilon`); each seed of a run
+  has its own. With `expert_steps` they are the paper's: PPO learns the levels of training first, and its drawn actions
+  are recorded. Each step says its level, and episodes are taken as they come; the reference code takes them in the
+  order of falling return, which makes a small data set a selected one.
+* A residual network is replaced by a small CNN, PPO has one for its policy and one for its values, and images are
+  divided by 255 in one place for data and evaluation.
+* Validation and test have seeds of their own far from those of training, and each level is played once in every
+  evaluation; the paper draws levels.
 * There is no early stop: all updates are made, and what counts is the evaluation with the highest return on the
   validation levels, the only ones that choose anything.
 * IQL's two critics share an encoder, and its target moves by tau in every update; the code copies it every 100.
 * Cut recordings are bootstrapped from their true last observation; in the code it is zero.
 
-Not reproduced: Procgen, WebShop, decision and cloning transformers, the log of PPO as suboptimal data, scores over
-several games relative to online PPO, the choice of settings for each method.
+Not reproduced: WebShop, decision and cloning transformers, the log of PPO as suboptimal data, scores over several games
+relative to online PPO, the choice of settings for each method.
 """
 
 from dataclasses import asdict, dataclass
@@ -30,14 +34,10 @@ import numpy as np
 from zerozoo.control.agent import Agent
 from zerozoo.control.agents import BC, IQL
 from zerozoo.control.agents.discrete import DiscreteBCQ, DiscreteCQL
-from zerozoo.control.episodes import Episodes
+from zerozoo.control.level_recordings import expert_numbers, record_levels
 from zerozoo.control.level_splits import LevelEvaluator, chosen_by_validation
-from zerozoo.control.manifest import keep_manifest
 from zerozoo.control.offline import OfflineLoop
-from zerozoo.control.spec import Spec
 from zerozoo.control.views import transitions
-from zerozoo.environments.data import epsilon_expert
-from zerozoo.environments.levels import GridLevels
 from zerozoo.runs.claims import Claim, all_of, difference_claim, require_mean
 from zerozoo.runs.errors import UserError
 from zerozoo.runs.run import Run
@@ -59,12 +59,14 @@ class Config:
 
     seed: int = 0  # of everything random, the data included
     algorithm: str = "bc"  # bc, iql, cql or bcq
-    kind: str = "SimpleCrossing-S9N2"  # of the levels, a name or an id of minigrid such as MiniGrid-FourRooms-v0
+    kind: str = "SimpleCrossing-S9N2"  # of the levels: a maze, MiniGrid-FourRooms-v0, procgen:coinrun:hard, ...
     levels: int = 200  # of training
     validation_levels: int = 50  # choose which evaluation counts
     test_levels: int = 100  # are the result; as many of those of training are played too
     transitions: int = 1_000_000  # recorded steps, over all levels of training
     epsilon: float = 0.0  # share of random actions in the recordings
+    expert_steps: int = 0  # of PPO, which is recorded then; 0: a shortest way is (not in Procgen)
+    expert_copies: int = 64  # of the levels, that PPO plays side by side
     batch_size: int = 256  # steps in a batch (512 for iql and bcq)
     hidden: tuple[int, ...] = ()  # layers between the features of an image and the outputs
     learning_rate: float = 5e-4  # of Adam
@@ -77,8 +79,8 @@ class Config:
     target_every: int = 1_000  # of cql and bcq: updates between copies of the target
     steps: int = 400_000  # updates; the code counts epochs, 100 of them for bc
     evaluate_every: int = 4_000  # updates between evaluations; the code evaluates once an epoch
-    log_every: int = 1_000  # updates between rows of metrics
-    checkpoint_every: int = 50_000  # updates between checkpoints
+    log_every: int = 1_000  # updates between rows of metrics, and steps of PPO
+    checkpoint_every: int = 50_000  # updates between checkpoints, and steps of PPO
 
 
 EXTENDABLE = ("checkpoint_every",)
@@ -105,23 +107,23 @@ _SMOKE = {
     "log_every": 2,
     "checkpoint_every": 2,
 }
+_TINY_PROCGEN = {
+    "kind": "procgen:coinrun",
+    "levels": 3,
+    "validation_levels": 1,
+    "test_levels": 2,
+    "expert_steps": 512,
+    "expert_copies": 2,
+}
 PRESETS: dict[str, dict[str, Any]] = {
     "laptop": _LAPTOP,
     "paper": {},
     "minigrid": {**_LAPTOP, "kind": "MiniGrid-FourRooms-v0", "levels": 200, "transitions": 100_000, "steps": 10_000},
+    # The paper's: easy levels, PPO's 25M steps, 100 epochs of bc over a million steps. Other games by their kind.
+    "procgen": {"kind": "procgen:coinrun", "expert_steps": 25_000_000},
     "smoke": {**_LAPTOP, **_SMOKE, "levels": 10},
+    "procgen-smoke": {**_LAPTOP, **_SMOKE, **_TINY_PROCGEN},
 }
-
-
-def record_levels(config: Config, run: Run) -> Episodes:
-    """Steps of the expert, a share of them random, in levels that are drawn anew for each episode; with a manifest."""
-    world = GridLevels(100, config.kind, range(config.levels))
-    made = epsilon_expert(run.streams.numpy("data"), config.transitions, world=world, epsilon=config.epsilon)
-    spec = Spec.of_spaces(world.observation_space, world.action_space)
-    episodes = Episodes.from_list(made, spec)
-    settings = {name: getattr(config, name) for name in ("kind", "levels", "transitions", "epsilon")}
-    keep_manifest(run, episodes, "generalization-gap", settings)
-    return episodes
 
 
 def train(config: Config, run: Run) -> dict[str, float]:
@@ -129,7 +131,7 @@ def train(config: Config, run: Run) -> dict[str, float]:
     if config.algorithm not in ALGORITHMS:
         raise UserError(f"Unknown algorithm {config.algorithm!r}; choose from: {', '.join(ALGORITHMS)}.")
     evaluator = LevelEvaluator(config.kind, config.levels, config.validation_levels, config.test_levels)
-    data, (kind, settings) = record_levels(config, run), ALGORITHMS[config.algorithm]
+    data, (kind, settings) = record_levels(config, run, evaluator), ALGORITHMS[config.algorithm]
     seen = len(np.unique(data.extras["level"]))
     fields = SimpleNamespace(**asdict(config), **settings)
     OfflineLoop(
@@ -145,7 +147,8 @@ def train(config: Config, run: Run) -> dict[str, float]:
     ).train()
     row = chosen_by_validation(run.history())
     numbers = {name: value for name, value in row.items() if name.startswith(("success/", "return/", "gap"))}
-    return {**numbers, "chosen_step": float(row["step"]), "data/levels": float(seen), "data/steps": float(len(data))}
+    numbers |= {"chosen_step": float(row["step"]), "data/levels": float(seen), "data/steps": float(len(data))}
+    return numbers | expert_numbers(run)
 
 
 _LEARNED = require_mean("bc-10", low=0.8, metric="success/train")
