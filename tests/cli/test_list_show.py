@@ -124,16 +124,31 @@ def test_list_shows_the_stored_verdict(recipes, capsys):
     assert next(line for line in output.splitlines() if "easy-sums" in line).rstrip().endswith("FAILS")
     assert "1 with a tested claim" in output
     rows = listed(capsys)
-    assert rows["easy-sums"]["verdict"] == "FAILS"
-    assert rows["easy-sums"]["has_claim"] is True
+    assert rows["easy-sums"]["verdicts"] == {"main": "FAILS"}
     assert rows["plain"] == {
         "slug": "plain",
         "family": "invented_baselines",
         "paper": "",
         "summary": "A baseline without a paper.",
-        "has_claim": False,
-        "verdict": None,
+        "verdicts": {},
     }
+
+
+def test_list_shows_the_verdicts_of_all_claims(recipes, capsys):
+    """One of the main claim alone would hide that another one fails, or was never run."""
+    text = RECIPE.replace("CLAIM = ", "MAIN = ") + "\nCLAIM = (MAIN, Claim(statement='more', name='second'))\n"
+    path = recipes / "invented" / "easy_sums.py"
+    path.write_text(text)
+    others = [{"name": "second", "verdict": "FAILS"}]
+    store_result(json.dumps({"name": "main", "verdict": "HOLDS", "claims": others}))
+    assert listed(capsys)["easy-sums"]["verdicts"] == {"main": "HOLDS", "second": "FAILS"}
+    assert main(["list"]) == 0
+    assert "HOLDS, FAILS" in capsys.readouterr().out
+    Path("results/reproduce/easy-sums.json").write_text(json.dumps({"name": "main", "verdict": "HOLDS"}))
+    assert main(["list"]) == 0
+    output = capsys.readouterr().out
+    assert "HOLDS, not run" in output
+    assert "1 with a tested claim" in output
 
 
 @pytest.mark.parametrize("text", ['{"verdict": ', "[1]"])

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from zerozoo.cli import zoo_rows as module
+from zerozoo.cli.declared_claims import declared_claims
 from zerozoo.cli.planned import Planned, planned
 from zerozoo.cli.registry import Entry, catalogue
-from zerozoo.cli.zoo_rows import declared_claims, zoo_rows
+from zerozoo.cli.zoo_rows import zoo_rows
 
 RECIPE = '''"""Sums made easy."""
 from zerozoo.runs.claims import Claim

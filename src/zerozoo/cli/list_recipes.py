@@ -1,22 +1,23 @@
-"""`zerozoo list`: every recipe with its paper and what became of its claim."""
+"""`zerozoo list`: every recipe with its paper and what became of its claims."""
 
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
+from zerozoo.cli.declared_claims import declared_claims, has_claim
 from zerozoo.cli.registry import Entry, catalogue
 from zerozoo.cli.tables import console, make_table, print_json
+from zerozoo.runs.report_claim import NOT_RUN, UNREADABLE, WORST_FIRST, claims_of
 
 RESULTS = Path("results/reproduce")  # beside the checkout one stands in
 
 
 def run(json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False) -> int:
-    """Every recipe: paper, family, verdict of its claim.
+    """Every recipe: paper, family, verdicts of its claims.
 
     The verdicts are those in results/reproduce/ below the current folder, where `zerozoo reproduce` writes them.
 
@@ -24,7 +25,7 @@ def run(json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False) -> int:
         json: print JSON in place of a table.
     """
     entries = catalogue()
-    verdicts = {entry.slug: claim_status(entry) for entry in entries}
+    verdicts = {entry.slug: claim_verdicts(entry) for entry in entries}
     if json:
         print_json(
             [
@@ -33,8 +34,7 @@ def run(json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False) -> int:
                     "family": entry.family,
                     "paper": entry.paper,
                     "summary": entry.summary,
-                    "has_claim": has_claim(entry),
-                    "verdict": (stored_result(entry.slug) or {}).get("verdict"),
+                    "verdicts": verdicts[entry.slug],
                 }
                 for entry in entries
             ]
@@ -44,28 +44,26 @@ def run(json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False) -> int:
     for entry in entries:
         shown = entry.family if entry.family != family else None
         family = entry.family
-        rows.append([shown, entry.slug, entry.paper or entry.summary, verdicts[entry.slug]])
+        words = ", ".join(dict.fromkeys(verdicts[entry.slug].values())) or "no claim"
+        rows.append([shown, entry.slug, entry.paper or entry.summary, words])
     out = console()
     out.print(make_table(["family|", "recipe|", "paper", "claim|"], rows))
-    tested = sum(verdict in ("HOLDS", "FAILS", "INCONCLUSIVE") for verdict in verdicts.values())
+    tested = sum(any(verdict in WORST_FIRST for verdict in claims.values()) for claims in verdicts.values())
     recipes = f"{len(entries)} recipe{'s' * (len(entries) != 1)}"
     out.print(f"\n{recipes}, {tested} with a tested claim. `zerozoo show RECIPE` tells more.", soft_wrap=True)
     return 0
 
 
-def claim_status(entry: Entry) -> str:
-    """The verdict of the stored result, or why there is none."""
+def claim_verdicts(entry: Entry) -> dict[str, str]:
+    """Name of each claim of a recipe, the main one first -> its stored verdict, or why there is none; {}: no claims."""
     if not has_claim(entry):
-        return "no claim"
+        return {}
     result = stored_result(entry.slug)
-    if result is None:
-        return "not run"
-    return str(result.get("verdict") or "unreadable")
-
-
-def has_claim(entry: Entry) -> bool:
-    """Whether the recipe's file defines CLAIM; a baseline does not."""
-    return re.search(r"^CLAIM\b", entry.path.read_text(encoding="utf-8"), re.MULTILINE) is not None
+    if result == {}:
+        return {"main": UNREADABLE}
+    stored = {claim["name"]: claim["verdict"] for claim in claims_of(result or {})}
+    declared = [name for name, _ in declared_claims(entry.path)] or ["main"]
+    return {name: stored.get(name, NOT_RUN) for name in dict.fromkeys([*stored, *declared])}
 
 
 def stored_result(slug: str) -> dict[str, Any] | None:

@@ -10,7 +10,7 @@ from zerozoo import __version__
 from zerozoo.runs.errors import UserError
 
 COMMANDS = {
-    "list": ("list_recipes", "every recipe: paper, family, verdict of its claim"),
+    "list": ("list_recipes", "every recipe: paper, family, verdicts of its claims"),
     "show": ("show", "what a recipe is, its config with defaults, how to run it"),
     "train": ("train", "run a recipe"),
     "evaluate": ("evaluate", "accuracy, pass@k, lengths, behaviours of a run or a model"),

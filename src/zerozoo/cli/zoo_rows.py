@@ -6,15 +6,13 @@ written yet" (no recipe) or "no claim" (a baseline).
 
 from __future__ import annotations
 
-import ast
 import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from zerozoo.cli.list_recipes import has_claim
+from zerozoo.cli.declared_claims import declared_claims, has_claim
 from zerozoo.cli.planned import planned
 from zerozoo.cli.registry import Entry, catalogue
 from zerozoo.runs.report_claim import NOT_RUN, UNREADABLE, claims_of, read_result
@@ -59,18 +57,6 @@ def zoo_rows(results: Path, output: Path) -> tuple[list[dict[str, Any]], list[st
     return rows, notes
 
 
-def declared_claims(path: Path) -> list[tuple[str, str]]:
-    """(name, statement) of the claims in a recipe's file, read without importing it.
-
-    A statement that is not written as plain text there is "".
-    """
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    assigned = dict(_assignments(tree))
-    parts = _elements(assigned.get("CLAIM"), assigned)
-    calls = [part for part in parts if isinstance(part, ast.Call) and _called(part) == "Claim"]
-    return [(_text(call, "name", None) or "main", _text(call, "statement", 0) or "") for call in calls]
-
-
 def _claims(entry: Entry | None, document: dict[str, Any], damaged: bool) -> dict[str, Any]:
     """Status, main claim and further claims of one row."""
     if entry is None:
@@ -94,31 +80,3 @@ def _link(path: Path, output: Path) -> str | None:
     if not path.is_file():
         return None
     return quote(Path(os.path.relpath(path, output.parent)).as_posix())
-
-
-def _assignments(tree: ast.Module) -> Iterator[tuple[str, ast.expr]]:
-    for node in tree.body:
-        if isinstance(node, ast.Assign):
-            for target in node.targets:
-                if isinstance(target, ast.Name):
-                    yield target.id, node.value
-        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value is not None:
-            yield node.target.id, node.value
-
-
-def _elements(value: ast.expr | None, assigned: dict[str, ast.expr]) -> list[ast.expr]:
-    """The parts of a tuple or the value itself; names stand for what was assigned to them."""
-    parts = value.elts if isinstance(value, (ast.Tuple, ast.List)) else [value] if value is not None else []
-    return [assigned.get(part.id, part) if isinstance(part, ast.Name) else part for part in parts]
-
-
-def _called(call: ast.Call) -> str:
-    return call.func.id if isinstance(call.func, ast.Name) else getattr(call.func, "attr", "")
-
-
-def _text(call: ast.Call, keyword: str, position: int | None) -> str | None:
-    values = [one.value for one in call.keywords if one.arg == keyword]
-    if not values and position is not None:
-        values = call.args[position : position + 1]
-    value = values[0] if values else None
-    return value.value if isinstance(value, ast.Constant) and isinstance(value.value, str) else None
