@@ -19,11 +19,6 @@ What differs from the paper and its code, and why:
 * The maze is our batched point maze: MuJoCo's physics in free space, walls without friction.
 * The claim uses five seeds, because the verdict is Student's interval over seeds.
 
-What came out: INCONCLUSIVE. With nearby goals 0.90 of the stitching pairs succeed, without 0.37, but a pair succeeds
-nearly always or never under a seed, and five such seeds are too few. In a U of seven cells the way out of a start is
-the same for all goals, so that cloning stitches early in training (0.79 after 5,000 updates) and unlearns it later,
-and goals from anywhere help almost as much (0.80). See the page.
-
 Not reproduced: the decision transformer (whose windows are spliced as well), the regions of the medium and large
 mazes, AntMaze, images, the return-conditioned tests, the runs with ten times the data.
 """

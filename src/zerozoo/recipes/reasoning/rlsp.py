@@ -17,8 +17,6 @@ are whitened and rewards are not scaled by running moments; the effort is judged
 
 Not reproduced: Llama-3.1-8B on MATH, Qwen2.5-32B on AIME, the tree-search demonstrations, the judge gpt-4o-mini. There
 is no self-play in the method beyond learning from own samples.
-
-The claim is INCONCLUSIVE here: four times as many attempts as without the term, and no difference in accuracy.
 """
 
 import random

@@ -16,8 +16,7 @@ group's deviation, which in a group of equal tests would leave nothing but a KL 
 the reward, which are not the same in the paper's versions, are ours. Hollow assertions (`assert True`) do not count.
 
 Beside the rewarded qualities every run measures what nobody optimises: do the tests pass, do they find mutants?
-The claim FAILS here: fine-tuning on sound tests of the very generator that the base model has read ends at 96 % sound
-tests, RL at 92 %, which spends its steps on comments and names as well, for these are rewarded too.
+
 Not reproduced: the 12B Codex model, the C# projects, GPT-4 as a reference, a frequency penalty in sampling.
 """
 

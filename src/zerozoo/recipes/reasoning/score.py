@@ -17,9 +17,6 @@ of the base model are mixed in; on tiny models `whiten` divides the advantages o
 model first learns from made transcripts how a model with the bias answers: quick, often wrong, and the same again.
 
 Not reproduced: Gemini, MATH and MBPP at scale, the baselines STaR, Pair-SFT and Self-Refine, more than two turns.
-
-The claim FAILS here: SCoRe does break the habit of repeating the first answer, but the tiny model's changes make more
-right answers wrong than wrong ones right.
 """
 
 from dataclasses import dataclass, replace

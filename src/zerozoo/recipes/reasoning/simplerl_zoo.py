@@ -21,13 +21,6 @@ What differs from the paper and its code, and why:
 * A response that ends with a stop word is masked right there; in the released code the first padding token after it
   counts as a token of the response.
 
-What came out (results/reproduce/simplerl-zoo.json): the format claim HOLDS on the tiny base model, with a larger effect
-than in the paper. Two things stand behind that. The tiny model's boxed answers come without working, so the penalty
-drives the working out; and its greedy accuracy is 0.92 before training, so the gain of `correctness` is mostly
-sharpening. The difficulty claim HOLDS, too: training on the hard split made the tiny model worse than it was, while the
-easy split sharpened its samples and left its greedy accuracy where it was. The base model gets almost no hard problem
-right, so the precondition is met by construction.
-
 Not reproduced here: the ten models of the paper (7B and more need GPUs); `--preset paper --plan` shows what would run.
 """
 
