@@ -12,7 +12,7 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from zerozoo.control.agents import PPO
+from zerozoo.control.agents import PPO, ppo
 from zerozoo.control.normaliser import Normaliser
 from zerozoo.control.on_policy import Minibatch, OnPolicyLoop
 from zerozoo.control.sources import RewardTransform
@@ -186,11 +186,54 @@ def test_minibatches_must_divide_a_rollout(tmp_path: Path) -> None:
         loop(tmp_path / "run", batch_size=16)
 
 
+def test_ppo_values_images_a_part_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = SimpleNamespace(**{**SETTINGS, "hidden": ()})
+    agent = PPO(Spec((9, 8, 3), 4, discrete=True), settings, torch.Generator().manual_seed(0))
+    obs = torch.randint(256, (10, 9, 8, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    whole, seen = agent.values(obs), []
+    agent.v.encoder.register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
+    monkeypatch.setattr(ppo, "IMAGES", 4)
+    assert torch.allclose(agent.values(obs), whole, atol=1e-6)
+    assert seen == [4, 4, 2]
+    assert len(set(whole.tolist())) == 10
+    assert agent.draw(obs)[0].shape == (10,)
+
+
 def test_ppo_learns_to_move_right(tmp_path: Path) -> None:
     training = loop(tmp_path / "run", Line(10), steps=4000, learning_rate=0.02, batch_size=100, log_every=500)
     training.train()
     returns = [row["episode/return"] for row in training.run.history()]
     assert returns[-1] > returns[0] + 0.5
+
+
+class Lamp(BatchedWorld):
+    """An image whose left or right half is lit; 1 for the action of that side. Four steps, then it is cut."""
+
+    name = "lamp"
+
+    def __init__(self, copies: int) -> None:
+        super().__init__(copies, time_limit=4)
+        self.observation_space = spaces.Box(0, 255, (6, 6, 1), dtype=np.uint8)
+        self.action_space = spaces.Discrete(2)
+
+    def _draw(self, rng: np.random.Generator, copies: np.ndarray) -> dict[str, np.ndarray]:
+        return {"side": rng.integers(2, size=len(copies))}
+
+    def _advance(self, action: np.ndarray) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+        return (action == self.arrays["side"]).astype(np.float64), np.zeros(self.copies, dtype=bool), {}
+
+    def _observe(self) -> np.ndarray:
+        lit = np.repeat(np.arange(2), 3) == self.arrays["side"][:, None]  # (N, columns)
+        return np.where(lit[:, None, :, None], 255, np.zeros((1, 6, 1, 1))).astype(np.uint8)
+
+
+def test_ppo_learns_from_images(tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"hidden": (), "learning_rate": 0.002, "rollout": 16, "batch_size": 64, "log_every": 128}
+    training = loop(tmp_path / "run", Lamp(8), Spec((6, 6, 1), 2, discrete=True), steps=1280, **changes)
+    training.train()
+    returns = [row["episode/return"] for row in training.run.history()]
+    assert returns[0] < 2.7  # 2 by chance
+    assert returns[-1] > 3.5
 
 
 # --- resume

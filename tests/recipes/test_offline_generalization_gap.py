@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +15,10 @@ from torch import Generator, Tensor
 from zerozoo.cli.registry import load_recipe
 from zerozoo.control.level_splits import TEST, VALIDATION, LevelEvaluator, chosen_by_validation
 from zerozoo.control.manifest import digest, read_manifest
+from zerozoo.control.spec import Spec
 from zerozoo.environments.levels import GridLevels
+from zerozoo.environments.make import make_levels
+from zerozoo.environments.procgen import ProcgenLevels
 from zerozoo.recipes.offline import generalization_gap as recipe
 from zerozoo.recipes.offline.generalization_gap import ALGORITHMS, CLAIM, PRESETS, Config, record_levels, train
 from zerozoo.runs.claims import ArmResults, Claim, judge
@@ -129,6 +134,42 @@ def test_a_run_in_two_parts_equals_one(algorithm: str, tmp_path: Path) -> None:
     assert 0 <= metrics[CLAIM[0].metric] <= 1
 
 
+def test_the_procgen_preset_has_the_papers_sizes() -> None:
+    config = Config(**PRESETS["procgen"])
+    assert (config.kind, config.levels, config.validation_levels) == ("procgen:coinrun", 200, 50)
+    assert (config.expert_steps, config.transitions, config.epsilon) == (25_000_000, 1_000_000, 0.0)
+    assert config.steps * config.batch_size // config.transitions == 102  # epochs of bc
+
+
+def test_procgen_from_ppo_to_the_gap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PPO learns, is recorded and learned from; a second call finds all of it. Skipped without envpool or Qt."""
+    pytest.importorskip("envpool")
+    try:
+        make_levels(1, "procgen:coinrun", [0])
+    except UserError as error:
+        pytest.skip(str(error))
+    begin = ProcgenLevels.__init__
+
+    def with_short_episodes(world: ProcgenLevels, *arguments: Any, **options: Any) -> None:
+        begin(world, *arguments, **options)
+        world.time_limit = 40
+
+    monkeypatch.setattr(ProcgenLevels, "__init__", with_short_episodes)
+    config = Config(**{**PRESETS["procgen-smoke"], "levels": 2, "test_levels": 1})
+    metrics = train(config, Run(tmp_path / "run"))
+    assert train(config, Run(tmp_path / "run")) == metrics
+    assert np.isfinite(list(metrics.values())).all()
+    assert metrics["data/levels"] == 2
+    assert metrics["data/steps"] >= 500
+    for split in ("train", "validation", "test"):
+        assert 0 <= metrics[f"success/{split}"] == metrics[f"return/{split}"] / 10 <= 1  # the coin is worth 10
+        assert 0 <= metrics[f"expert/success/{split}"] <= 1
+    record = json.loads((tmp_path / "run" / "data.manifest.json").read_text())
+    assert (record["obs_shape"], record["action_size"], record["extras"]) == ([64, 64, 3], 15, ["level", "success"])
+    rows = [row for row in Run(tmp_path / "run").samples() if row["step"] == config.steps]
+    assert [row["level"] for row in rows] == [0, 9000, 10_000]
+
+
 def test_cloning_learns_the_levels_it_has_seen(tmp_path: Path) -> None:
     """A loss of log 4 at the beginning, that of uniform actions; with 10 % random ones it cannot fall below 0.35."""
     config = dataclasses.replace(SMOKE, levels=3, transitions=2_000, steps=120, batch_size=64, evaluate_every=120)
@@ -145,14 +186,15 @@ def test_bad_settings_are_one_sentence(tmp_path: Path) -> None:
         train(dataclasses.replace(SMOKE, levels=10_001), Run(tmp_path / "b"))
 
 
-def test_agents_get_every_field_that_they_read() -> None:
+@pytest.mark.parametrize(("shape", "actions"), [((9, 9, 9), 4), ((64, 64, 3), 15)])  # mazes and Procgen
+def test_agents_get_every_field_that_they_read(shape: tuple[int, ...], actions: int) -> None:
     for kind, settings in ALGORITHMS.values():
         agent = kind(
-            recipe.Spec((9, 9, 9), 4, True),
+            Spec(shape, actions, True),
             recipe.SimpleNamespace(**dataclasses.asdict(SMOKE), **settings),
             Generator().manual_seed(0),
         )
-        obs = torch.zeros((2, 9, 9, 9), dtype=torch.uint8)
+        obs = torch.zeros((2, *shape), dtype=torch.uint8)
         assert agent.act(obs, explore=False).shape == (2,)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import random
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +13,13 @@ from recipe_runs import killed_in_step, parameters
 
 from zerozoo.cli.registry import load_recipe
 from zerozoo.cli.show import describe_fields
+from zerozoo.language.models import load_model
 from zerozoo.language.step_audit import audit
 from zerozoo.language.task_choice import load_tasks_for
 from zerozoo.language.zero_rl import ZeroRL
-from zerozoo.recipes.reasoning.reward_refinement import CLAIM, PRESETS, Config, plan, train
+from zerozoo.recipes.reasoning.reward_refinement import CLAIM, PRESETS, Config, demonstrations, plan, train
 from zerozoo.runs.errors import UserError
 from zerozoo.runs.run import Run
-from zerozoo.tasks.distractors import distracted_response
 
 
 def rows(directory: Path) -> list[dict[str, Any]]:
@@ -55,13 +54,16 @@ def test_the_arms_differ_in_the_shaping_alone():
     assert (configs[0].alpha, configs[0].max_new_tokens) == (0.5, 96)
 
 
-def test_every_demonstration_of_the_claim_has_exactly_one_idle_line():
-    """Else PPO on success alone gets rid of them, and there is no excess to compare with."""
-    config = Config(**CLAIM.overrides("success"))
-    for task in load_tasks_for(config).train[:200]:
-        found = audit([(task, distracted_response(task, config.distractors, random.Random(task.id)))])
-        assert (found["steps/number"], found["steps/excess"]) == (5, 1)
-        assert (found["steps/idle"], found["steps/wrong"]) == (pytest.approx(1 / 5), 0)
+def test_every_demonstration_of_the_claim_has_one_to_three_idle_lines():
+    """None without, else PPO on success alone gets rid of them; but of different lengths, so that more can be tried."""
+    config, excesses = Config(**CLAIM.overrides("success")), set()
+    for row, task in zip(demonstrations(config, load_model(config.model)), load_tasks_for(config).train, strict=True):
+        found = audit([(task, row["response"])])
+        assert found["steps/number"] == 4 + found["steps/excess"]
+        assert found["steps/idle"] == pytest.approx(found["steps/excess"] / found["steps/number"])
+        assert found["steps/wrong"] == 0
+        excesses.add(found["steps/excess"])
+    assert excesses == {1, 2, 3}
 
 
 @pytest.fixture(scope="module")
@@ -162,6 +164,7 @@ def test_a_killed_run_ends_as_the_unbroken_one(whole, tmp_path):
         ({"alpha": -1.0}, "alpha is -1.0, but must not be negative"),
         ({"completions": 0}, "completions is 0, but must be at least 1"),
         ({"distractors": 2.0}, "distractors is 2.0, but is a share"),
+        ({"idle_lines": 0}, "idle_lines is 0, but must be at least 1"),
         ({"reward_model": "somewhere"}, "Say with --eta"),
         ({"reward_model": "nowhere", "eta": 0.5, "demonstration_steps": 0}, "nowhere is no reward model"),
         ({"data": "arithmetic", "split": ""}, "come without worked solutions"),

@@ -26,7 +26,7 @@ from zerozoo.runs import run as run_module
 from zerozoo.runs import versions as versions_module
 from zerozoo.runs.checkpoints import Checkpoint
 from zerozoo.runs.errors import UserError
-from zerozoo.runs.run import Run
+from zerozoo.runs.run import Run, remove_unused
 from zerozoo.runs.versions import commit, machine, versions
 
 CONFIG = {"learning_rate": 1e-3, "steps": 10, "model": "tiny", "stops": ("a", "b"), "target": None}
@@ -363,7 +363,7 @@ def test_resume_of_a_run_without_checkpoint_drops_all_rows(tmp_path: Path):
 TRAIN = """
 import os, signal, sys
 import torch
-from zerozoo.runs.run import Run
+from zerozoo.runs.run import Run, remove_unused
 
 def train(directory, steps, kill_after):
     run = Run.start(directory, "toy", {"steps": steps}, seed=9, extendable=("steps",))
@@ -441,7 +441,7 @@ def test_an_opened_run_cannot_be_written(tmp_path: Path):
 
 HOLD = """
 import sys, time
-from zerozoo.runs.run import Run
+from zerozoo.runs.run import Run, remove_unused
 run = Run.start(sys.argv[1], "demo", {}, 0)
 print("ready", flush=True)
 sys.stdin.read()
@@ -647,3 +647,22 @@ def test_a_machine_without_git_or_proc_still_answers(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(versions_module.Path, "read_text", refuse)
     assert commit() == {"commit": None, "dirty": None}
     assert machine()["cpu"]
+
+
+# --- what a failed run leaves behind
+
+
+def test_a_failed_run_is_removed_unless_something_was_made(tmp_path: Path):
+    for name in ("nothing", "rows", "inside"):
+        with start(tmp_path / name) as run:
+            if name == "rows":
+                run.log(0, {"loss": 1.0})
+            if name == "inside":  # what had to be trained first
+                with Run(run.path("preparation", "first")) as first:
+                    first.save(3, {"weight": torch.ones(1)}, {})
+        remove_unused(run, existed=False)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["inside", "rows"]
+    assert Run(tmp_path / "inside" / "preparation" / "first").load() is not None
+    with start(tmp_path / "there") as run:
+        remove_unused(run, existed=True)
+    assert (tmp_path / "there").exists()

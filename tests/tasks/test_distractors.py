@@ -28,6 +28,22 @@ def test_one_line_is_idle_and_all_others_are_right():
     assert 0 < repeats < 100
 
 
+def test_several_idle_lines_each_number_equally_often():
+    tasks = word_sums("chain", train_size=300, heldout_size=1).train
+    counts = {1: 0, 2: 0, 3: 0}
+    for number, task in enumerate(tasks):
+        lines = distracted_response(task, 1.0, random.Random(number), most=3).split("\n")
+        labels = check_steps(lines, task.metadata["numbers"], task.metadata["operators"])
+        plain = [line.strip() for line in worked_response(task, "steps", random.Random(number)).split("\n")]
+        kept = [line.strip() for line, label in zip(lines, labels, strict=True) if label is StepLabel.RIGHT]
+        assert kept == plain
+        counts[labels.count(StepLabel.IDLE)] += 1
+    assert sum(counts.values()) == 300
+    assert all(70 < count < 130 for count in counts.values())
+    with pytest.raises(ValueError, match="must be at least 1"):
+        distracted_response(tasks[0], 1.0, random.Random(0), most=0)
+
+
 def test_the_share_is_a_share():
     task = word_sums("chain", train_size=1, heldout_size=1).train[0]
     rng = random.Random(0)

@@ -7,6 +7,7 @@ runs/generalization-gap-1/
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch
 from zerozoo.control.agents import PPO
 from zerozoo.control.episodes import ARRAYS, Episodes
 from zerozoo.control.evaluation import Evaluator
-from zerozoo.control.loop import with_prefix
+from zerozoo.control.loop import crosses, with_prefix
 from zerozoo.control.manifest import keep_manifest
 from zerozoo.control.on_policy import OnPolicyLoop
 from zerozoo.control.spec import Spec
@@ -90,6 +91,7 @@ def _trained_actor(config: Any, run: Run, evaluator: Evaluator | None) -> Actor:
     """PPO after `expert_steps` steps on the levels of training; it resumes in the folder "expert" of the run."""
     inside = Run(run.path("expert"), derived_seed(run.seed, "stage", "expert"))
     inside.say, inside.writes = run.say, run.writes
+    inside.sinks.append(_Progress(config.expert_steps, run.say))
     world = make_levels(config.expert_copies, config.kind, range(config.levels))
     spec = Spec.of_spaces(world.observation_space, world.action_space)
     agent = PPO(spec, SimpleNamespace(**PPO_SETTINGS), inside.stream("agent"))
@@ -116,6 +118,22 @@ def _trained_actor(config: Any, run: Run, evaluator: Evaluator | None) -> Actor:
         return agent.act(torch.from_numpy(obs), explore=True, generator=drawn).numpy()
 
     return act
+
+
+class _Progress:
+    """A sink that says twenty times in a training where it is: PPO's rows are not those that the run shows."""
+
+    def __init__(self, steps: int, say: Callable[[str], None]) -> None:
+        self.steps, self.say, self.last = steps, say, 0
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        if crosses(max(self.steps // 20, 1), self.last, step):
+            earned = f", return {metrics['episode/return']:.3g}" if "episode/return" in metrics else ""
+            self.say(f"PPO: step {step:,} of {self.steps:,}{earned}.")
+        self.last = step
+
+    def close(self) -> None:
+        """Nothing is open."""
 
 
 def _keep(run: Run, episodes: Episodes) -> None:

@@ -110,7 +110,7 @@ class ProcgenLevels(BatchedWorld):
             obs, earned, dead, _, info = game.recv()
             self._frames[copy], reward[copy], terminated[copy] = obs[0], earned[0], dead[0]
             success[copy] = info["prev_level_complete"][0]
-        return reward, terminated, {"level": self.seeds[self.arrays["level"]], "success": success & terminated}
+        return reward, terminated, {"level": self.seeds[self.arrays["level"]], "success": success}
 
     def _observe(self) -> np.ndarray:
         for copy, elapsed in enumerate(self.arrays["elapsed"]):

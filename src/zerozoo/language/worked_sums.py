@@ -14,9 +14,11 @@ from zerozoo.tasks.task import Task
 
 
 def worked_sums(
-    tasks: Iterable[Task], policy: LanguageModel, template: str, distractors: float, seed: int
+    tasks: Iterable[Task], policy: LanguageModel, template: str, distractors: float, seed: int, idle_lines: int = 1
 ) -> list[Row]:
-    """Rows {"prompt", "response"} with the right worked response to every problem, a share of them with an idle step.
+    """Rows {"prompt", "response"} with the right worked response to every problem.
+
+    A share `distractors` of them has 1 to `idle_lines` idle steps.
 
     What a problem gets depends on the seed and on itself alone. Raises UserError for problems that are no word sums.
     """
@@ -24,6 +26,6 @@ def worked_sums(
     for task in tasks:
         if task.source != "word-sums":
             raise UserError(f"The problems of {task.source} come without worked solutions.")
-        response = distracted_response(task, distractors, random.Random(f"{seed}/{task.id}"))
+        response = distracted_response(task, distractors, random.Random(f"{seed}/{task.id}"), idle_lines)
         rows.append({"prompt": render(template, task.question, policy.tokenizer), "response": response})
     return rows

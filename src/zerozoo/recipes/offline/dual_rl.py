@@ -25,6 +25,8 @@ What differs from the paper and its code, and why:
 
 Not reproduced: the online variant of the appendix; the D4RL tables; ReCOIL on mixes of D4RL data sets and its rivals
 RCE, ORIL, SMODICE and IQ-Learn.
+
+The file is longer than 200 lines because it learns from rewards and from demonstrations, with a claim for each.
 """
 
 from collections.abc import Iterable

@@ -24,6 +24,8 @@ What differs from the paper and its code, and why:
 
 Not reproduced: the DSRL benchmark with its baselines (its data need a download), and the ablation with cumulative cost
 critics, which has a cost budget in place of the hard constraint.
+
+The file is longer than 200 lines because safety has an evaluator of its own.
 """
 
 from dataclasses import dataclass

@@ -18,6 +18,8 @@ What differs from the paper and its code, and why:
 
 Not reproduced: GPT-2 on D4RL, Kitchen, Reacher and Atari, other sizes of data, the quality of the corpus, and the
 methods that learn values.
+
+The file is longer than 200 lines because data, language model and adapters have settings of their own.
 """
 
 from dataclasses import asdict, dataclass

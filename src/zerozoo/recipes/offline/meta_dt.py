@@ -21,6 +21,8 @@ What differs from the paper and its code, and why:
 * Every evaluation plays the same number of episodes, the first without a prompt; the others are what counts.
 
 Not reproduced: MuJoCo and Meta-World, expert and mixed data, the baselines from other papers.
+
+The file is longer than 200 lines because two models are trained one after the other, each with settings of its own.
 """
 
 from dataclasses import asdict, dataclass

@@ -21,6 +21,9 @@ Not reproduced: D4RL, the back-ends CQL and DT, ensembles of models (their sprea
 which labels come from one tercile of returns and the rest from another, and the other inverse models of the ablation.
 The simulator here is deterministic and fully observed, so that s and s' nearly give the action away; contact-rich or
 partly observed problems do not.
+
+The file is longer than 200 lines because the model of the actions and the agent have settings of their own, and two
+claims.
 """
 
 import math

@@ -21,6 +21,8 @@ What differs from the paper and its code, and why:
 
 Not reproduced: the decision transformer (whose windows are spliced as well), the regions of the medium and large
 mazes, AntMaze, images, the return-conditioned tests, the runs with ten times the data.
+
+The file is longer than 200 lines because it has data, an agent and an evaluation of its own.
 """
 
 from dataclasses import dataclass

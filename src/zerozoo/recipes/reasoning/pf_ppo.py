@@ -21,7 +21,7 @@ into the larger tiny model: rewards of the smaller one ranked the best of six be
 Not reproduced: the 6.7B model, its 130,000 examples, HumanEval, MBPP and LeetCode, and the baselines RAFT, BOND, DPO,
 IPO and KTO in the paper's table. `--data code` has small Python functions with tests in a sandbox.
 
-Longer than most recipes, because three trainings are wired here: demonstrations, reward model, PPO.
+The file is longer than 200 lines because three trainings are wired here: demonstrations, reward model, PPO.
 """
 
 import random

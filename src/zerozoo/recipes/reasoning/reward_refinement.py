@@ -17,8 +17,9 @@ counts; no reward is whitened, only advantages are.
 What differs from the paper, and why: alpha, eta, beta and the learning rates are ours, for the paper's are not known
 (eta is the reward model's median score of good held-out steps); the policy completes its own prefixes, where the paper
 has Qwen2-7B; a step is a line; the forms of the weak remedies `normed` and `length-penalty` are ours. In the tiny
-preset every demonstration has an idle line: where half of them have one, PPO on success alone drops it in 50 rollouts,
-and then there are no excess steps that the others could be compared with.
+preset every demonstration has one to three idle lines: where half of them have one, PPO on success alone drops it in 50
+rollouts, and then there are no excess steps that the others could be compared with; where all have one and the same
+length, the policy never tries another.
 
 Not reproduced: Qwen2 and Qwen2.5 models on MATH and GSM8K, pass@16; `--preset paper --plan` shows what would run. The
 file is longer than 200 lines because it makes its own policy and reward model, which the paper has ready.
@@ -83,7 +84,8 @@ class Config(settings.CriticConfig):
     reward_rate: float = 1e-5  # learning rate of these
     demonstration_steps: int = 0  # first, gradient steps on worked word sums; 0: none
     demonstration_rate: float = 1e-3  # learning rate of these
-    distractors: float = 0.3  # share of them with an idle step
+    distractors: float = 0.3  # share of them with idle steps
+    idle_lines: int = 1  # most of these in one of them, of 1, 2, ... equally often
 
     samples_per_prompt: int = 8  # responses to each problem
     max_new_tokens: int = 1024  # longest response
@@ -111,9 +113,10 @@ TINY: dict[str, Any] = {
     "label_problems": 200,
     "reward_steps": 150,
     "reward_rate": 1e-3,
-    "demonstration_steps": 400,
+    "demonstration_steps": 1200,
     "demonstration_rate": 5e-3,
     "distractors": 1.0,
+    "idle_lines": 3,
 }
 PRESETS: dict[str, dict[str, Any]] = {
     "laptop": {**settings.LAPTOP, "data": "word-sums", "split": "chain", "stop": (), "max_prompt_tokens": 96}
@@ -153,7 +156,7 @@ def started(config: Config, outputs: Mapping[str, Outputs]) -> Config:
 def demonstrations(config: Config, policy: LanguageModel) -> list[Row]:
     """Worked solutions of the training problems, some with an idle step."""
     tasks = load_tasks_for(config)
-    return worked_sums(tasks.train, policy, tasks.template, config.distractors, config.seed)
+    return worked_sums(tasks.train, policy, tasks.template, config.distractors, config.seed, config.idle_lines)
 
 
 def label(config: Config, run: Run) -> list[Row]:
@@ -211,7 +214,7 @@ def _check(config: Config) -> Config:
     for name in ("alpha", "penalty", "reward_rate", "demonstration_steps", "demonstration_rate"):
         if not getattr(config, name) >= 0:
             raise UserError(f"{name} is {getattr(config, name)}, but must not be negative.")
-    for name in ("label_problems", "label_samples", "completions", "reward_steps"):
+    for name in ("label_problems", "label_samples", "completions", "reward_steps", "idle_lines"):
         if not getattr(config, name) >= 1:
             raise UserError(f"{name} is {getattr(config, name)}, but must be at least 1.")
     if not 0 <= config.distractors <= 1:

@@ -18,6 +18,8 @@ the reward, which are not the same in the paper's versions, are ours. Hollow ass
 Beside the rewarded qualities every run measures what nobody optimises: do the tests pass, do they find mutants?
 
 Not reproduced: the 12B Codex model, the C# projects, GPT-4 as a reference, a frequency penalty in sampling.
+
+The file is longer than 200 lines because it has three kinds of reward, and demonstrations before them.
 """
 
 from collections.abc import Mapping

@@ -26,6 +26,8 @@ advantage + value, which is TD(lambda), or the rewards to the end of the episode
 
 Not reproduced: the public collection of over 25,000 runs (`zerozoo runs import` reads what its trackers write), Atari
 and the other suites, the second case study (a distributed PPO).
+
+The file is longer than 200 lines because its two claims have judges of their own.
 """
 
 import json
