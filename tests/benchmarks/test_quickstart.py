@@ -58,6 +58,12 @@ def test_row_of_a_run_that_reaches_the_target() -> None:
     assert row["step_to_050"] == 4  # 0.495 is not enough, exactly 0.5 is
     assert row["seconds_to_050"] == 16.0
     assert row["heldout"] == {"problems": 200}
+    assert row["curve"] == {"0": 0.2, "2": 0.495, "4": 0.5, "6": 0.75}
+    assert row["sampler_kl"] is None
+    for step, kl in ((2, 0.01), (5, 0.03)):
+        run[step]["policy/sampler_kl"] = kl
+    run[3]["policy/sampler_kl"] = None  # a step without a gradient
+    assert quickstart.make_row(run, seed=3, problems=200)["sampler_kl"] == pytest.approx(0.02)
 
 
 @pytest.mark.parametrize(("start", "seconds"), [(0.4, None), (0.5, 0.0)])
@@ -168,6 +174,7 @@ def test_a_run_that_fails_shows_its_last_words(tmp_path: Path) -> None:
 @dataclass(frozen=True)
 class FakeConfig:
     steps: int
+    level: str = "twenty"
 
 
 def test_commands_name_seed_steps_and_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,6 +184,7 @@ def test_commands_name_seed_steps_and_directory(tmp_path: Path, monkeypatch: pyt
     assert command[3:5] == ["train", "simplerl-zoo"]
     assert options == {
         "--preset": "laptop",
+        "--level": "twenty",
         "--seed": "4",
         "--steps": "7",
         "--directory": str(directory),
