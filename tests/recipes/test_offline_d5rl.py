@@ -92,15 +92,16 @@ def test_the_speed_task_scores_a_perfect_runner_with_100() -> None:
     assert open_task(config(**SPEED)).world.reference() == (0.0, 200.0)
 
 
-def test_partial_data_stop_half_way_and_never_see_the_goal() -> None:
-    """The claim's task: the goal is 9 cells away, the data reach 4."""
-    task = Config(transitions=3_000)
+@pytest.mark.parametrize(("preset", "goal_away", "data_reach"), [("paper", 9, 4), ("laptop", 6, 3)])
+def test_partial_data_stop_half_way_and_never_see_the_goal(preset: str, goal_away: int, data_reach: int) -> None:
+    """The claim's task is that of the preset laptop."""
+    task = Config(**{**PRESETS[preset], "transitions": 3_000})
     data = Episodes.from_list(open_task(task).make(numpy_generator()))
     maze = Maze("large")
     start, goal = maze.indices([task.start, task.goal])
     seen = maze.number_of(data.obs[:, :2].astype(np.float64))
-    assert maze.distances[start, goal] == 9
-    assert maze.distances[start, seen].max() == 4
+    assert maze.distances[start, goal] == goal_away
+    assert maze.distances[start, seen].max() == data_reach
     assert not data.reward.any()
     assert not data.terminated.any()
 
