@@ -70,12 +70,12 @@ docs: $(VENV)/.dev  ## The documentation site, warnings are errors
 reproduce: $(VENV)/.dev  ## Run every claim again (hours)
 	$(BIN)/zerozoo reproduce simplerl-zoo
 
-bench: bench-language bench-quickstart bench-control  ## Everything behind the page "Speed", two hours of a quiet machine
+bench: bench-language bench-quickstart bench-control  ## Everything behind the page "Speed", on a quiet machine (hours)
 
 bench-quickstart: $(VENV)/.dev  ## Five seeds of the quickstart into results/quickstart.json
 	$(BIN)/python benchmarks/quickstart.py
 
-bench-int8: $(VENV)/.dev  ## Does int8 harm? Five arms, five seeds, 150 steps: about five hours
+bench-int8: $(VENV)/.dev  ## Does int8 harm? Five arms, five seeds, 150 steps (hours)
 	$(BIN)/python benchmarks/quickstart.py --steps 150 --output results/int8.json \
 		--arms float32 int8-rollout-uncorrected int8-rollout int8-backward int8
 

@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any
 
 from language_peers import Case, make_advantages, make_prompts, make_responses, serve
-from zerozoo.tasks.word_sums import ALPHABET
 
 ROOT = Path(__file__).resolve().parents[1]
 PEERS = Path(__file__).with_name("language_peers.py")
@@ -49,7 +48,7 @@ CASES: dict[str, Case] = {
 }
 # Long responses of a tiny model: how time and memory grow. zerozoo alone.
 LONG: dict[str, Case] = {
-    f"{kind} 16 x (16 + {new})": _case(kind, 2, 8, 16, new) | {"vocabulary": len(ALPHABET)}
+    f"{kind} 16 x (16 + {new})": _case(kind, 2, 8, 16, new)
     for kind in ("rollout", "update")
     for new in (128, 256, 512, 1024)
 }
@@ -177,6 +176,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from zerozoo.language.families import character_tokenizer
     from zerozoo.language.models import built_in_directory, save_model
     from zerozoo.runs.versions import commit, machine
+    from zerozoo.tasks.word_sums import ALPHABET
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vllm", metavar="PYTHON", help="also measure vLLM, with the Python of its environment")
@@ -203,7 +203,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     cases = measure(commands, chosen, options.repeats)
     with tempfile.TemporaryDirectory() as tiny:
         save_model(small_llama(SIZES["base"], 0, character_tokenizer(ALPHABET), 2048, "long"), tiny)
-        long = measure({"zerozoo": [sys.executable, __file__, "--arm", tiny, "full"]}, LONG, options.repeats)
+        growing = {name: case | {"vocabulary": len(ALPHABET)} for name, case in LONG.items()}
+        long = measure({"zerozoo": [sys.executable, __file__, "--arm", tiny, "full"]}, growing, options.repeats)
     setting = {"machine": machine(), "load_before": load, **commit()}
     results = {"model": options.model, "cases": cases, "long": long, **setting}
     options.output.parent.mkdir(parents=True, exist_ok=True)

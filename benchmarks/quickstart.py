@@ -53,14 +53,15 @@ from zerozoo.runs.versions import commit, machine
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE, PRESET = "simplerl-zoo", "laptop"
 FLOAT = "float32"
+_WHOLE = ("--dtype", FLOAT)  # on every device: "auto" would round on a GPU
 ARMS: dict[str, tuple[str, ...]] = {
-    FLOAT: (),
+    FLOAT: _WHOLE,
     "bfloat16": ("--dtype", "bfloat16"),
-    "all-groups": ("--no-skip-uninformative",),
-    "int8": ("--precision", "int8"),
-    "int8-backward": ("--precision", "int8-backward"),
-    "int8-rollout": ("--precision", "int8-rollout"),
-    "int8-rollout-uncorrected": ("--precision", "int8-rollout", "--importance-cap", "0"),
+    "all-groups": (*_WHOLE, "--no-skip-uninformative"),
+    "int8": (*_WHOLE, "--precision", "int8"),
+    "int8-backward": (*_WHOLE, "--precision", "int8-backward"),
+    "int8-rollout": (*_WHOLE, "--precision", "int8-rollout"),
+    "int8-rollout-uncorrected": (*_WHOLE, "--precision", "int8-rollout", "--importance-cap", "0"),
 }
 TARGET = 0.50  # greedy held-out accuracy
 SEEDS = {"zerozoo": range(5), "trl": range(3)}

@@ -188,11 +188,12 @@ def test_commands_name_seed_steps_and_directory(tmp_path: Path, monkeypatch: pyt
         "--seed": "4",
         "--steps": "7",
         "--directory": str(directory),
+        "--dtype": "float32",
     }
     for arm, options in quickstart.ARMS.items():
         other = quickstart.zerozoo_command(FakeConfig(steps=7), 4, directory, arm)
-        assert other[: len(command)] == command
-        assert other[len(command) :] == list(options)
+        assert other == [*command[:-2], *options]
+        assert other[other.index("--dtype") + 1] == ("bfloat16" if arm == "bfloat16" else "float32")
     monkeypatch.setattr(quickstart, "export_problems", lambda config, path: path.write_text("{}"))
     command = quickstart.trl_command("/trl/python", FakeConfig(steps=7), Path("/model"), 4, directory)
     assert command[:2] == ["/trl/python", str(BENCHMARKS / "trl_quickstart.py")]

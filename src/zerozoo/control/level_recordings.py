@@ -1,6 +1,6 @@
 """Recordings of levels: of a shortest way, or of PPO that was trained on the same levels before.
 
-runs/generalization-gap-1/
+the run's directory/
     expert/        PPO's own run: metrics, evaluations, checkpoints
     recording/     what it played, as one checkpoint, so that a resumed run learns from the very same steps
 """
@@ -45,13 +45,14 @@ PPO_SETTINGS: dict[str, Any] = {
 }
 
 
-def record_levels(config: Any, run: Run, evaluator: Evaluator | None = None) -> Episodes:
+def record_levels(config: Any, run: Run, evaluator: Evaluator | None = None, maker: str = "levels") -> Episodes:
     """At least `config.transitions` steps in levels of training, drawn anew for each episode; with a manifest.
 
     Config: kind, levels, transitions, epsilon (share of random actions), expert_steps (of PPO, whose drawn actions are
     recorded; 0: the world's shortest way), expert_copies, log_every and checkpoint_every (of PPO's steps). `evaluator`:
-    of PPO, see `expert_numbers`. A killed run goes on in PPO's training, or records anew from its end, to the same
-    steps. UserError where the levels have no expert of their own and PPO takes no steps.
+    of PPO, see `expert_numbers`; `maker`: who the manifest says made the data. A killed run goes on in PPO's training,
+    or records anew from its end, to the same steps. UserError where the levels have no expert of their own and PPO
+    takes no steps.
     """
     if config.expert_steps < 0:
         raise UserError(f"expert_steps must be 0 or more, not {config.expert_steps}.")
@@ -64,7 +65,7 @@ def record_levels(config: Any, run: Run, evaluator: Evaluator | None = None) -> 
             _keep(run, episodes)
     else:
         episodes = _record(config, run)
-    keep_manifest(run, episodes, "generalization-gap", {name: getattr(config, name) for name in names})
+    keep_manifest(run, episodes, maker, {name: getattr(config, name) for name in names})
     return episodes
 
 

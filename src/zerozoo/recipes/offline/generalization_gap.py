@@ -131,7 +131,8 @@ def train(config: Config, run: Run) -> dict[str, float]:
     if config.algorithm not in ALGORITHMS:
         raise UserError(f"Unknown algorithm {config.algorithm!r}; choose from: {', '.join(ALGORITHMS)}.")
     evaluator = LevelEvaluator(config.kind, config.levels, config.validation_levels, config.test_levels)
-    data, (kind, settings) = record_levels(config, run, evaluator), ALGORITHMS[config.algorithm]
+    data = record_levels(config, run, evaluator, maker="generalization-gap")
+    kind, settings = ALGORITHMS[config.algorithm]
     seen = len(np.unique(data.extras["level"]))
     fields = SimpleNamespace(**asdict(config), **settings)
     OfflineLoop(
