@@ -38,6 +38,7 @@ from torch import Generator, Tensor, nn
 
 from zerozoo.control.networks import Dropout, FlatParameters, initialise, stop
 from zerozoo.control.spec import Spec
+from zerozoo.runs.allocator import keep_freed_memory
 from zerozoo.runs.streams import derived_seed
 
 __all__ = ["Adam", "Agent", "Target", "stop", "trains"]
@@ -186,6 +187,7 @@ class Agent(nn.Module):
 
     def __init__(self, spec: Spec, config: Any, random: Generator) -> None:
         super().__init__()
+        keep_freed_memory()  # of the whole process; updates take and free the same blocks
         self.spec, self.config, self.random = spec, config, random
         self.register_module("normaliser", None)
         self.build(spec, config)
