@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from transformers import AutoConfig
 
 from zerozoo.language import decoder as module
-from zerozoo.language.decoder import FAMILIES, OwnDecoder, plain_projection, why_not
+from zerozoo.language.decoder import FAMILIES, OwnDecoder, why_not
 from zerozoo.language.families import SUPPORTED, seeded_model, tiny_model
 from zerozoo.language.int8 import use_int8_gradients
 from zerozoo.language.lora import add_lora
+from zerozoo.language.products import plain_projection
 
 VARIANTS: dict[str, dict[str, Any]] = {
     **{family: {"family": family} for family in FAMILIES},

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from zerozoo.language.decoder import OwnDecoder, plain_projection
+from zerozoo.language.decoder import OwnDecoder
 from zerozoo.language.families import tiny_model
 from zerozoo.language.int8 import (
     Int8GradientLinear,
@@ -18,6 +18,7 @@ from zerozoo.language.int8 import (
     quantised,
     use_int8_gradients,
 )
+from zerozoo.language.products import plain_projection
 from zerozoo.language.samplers.interface import Decoding
 from zerozoo.language.samplers.native import NativeSampler
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from zerozoo.language.decoder import PREPARE_FROM
 from zerozoo.language.device import Machine, choose_machine, full_products, set_up_machine
 from zerozoo.language.factory import SIZES, untrained
 from zerozoo.language.families import tiny_model
@@ -111,8 +112,18 @@ def test_what_changes_the_memory() -> None:
 def test_the_peak_is_the_larger_of_sampling_and_learning() -> None:
     long = Wishes(max_new_tokens=100_000)
     plan = memory_plan(SMALL, long, MACHINE)
-    assert plan.peak == plan.weights + plan.optimizer + plan.cache
+    assert plan.peak == plan.weights + plan.optimizer + plan.laid_out + plan.cache
     assert plan.peak > plan.learner
+
+
+def test_small_models_are_laid_out_anew_for_long_responses_on_a_cpu() -> None:
+    long = Wishes(max_new_tokens=PREPARE_FROM)
+    assert memory_plan(SMALL, long, MACHINE).laid_out == 4 * (2 * 672 + 800)
+    assert memory_plan(SMALL, Wishes(max_new_tokens=PREPARE_FROM - 1), MACHINE).laid_out == 0
+    assert memory_plan(SMALL, long, Machine("cpu", None, 64, 4, matmul="medium")).laid_out == 0
+    assert memory_plan(SMALL, long, Machine("cuda", "bfloat16", 64, 4)).laid_out == 0
+    large = PUBLISHED["Qwen/Qwen2.5-1.5B"]
+    assert memory_plan(large, long, MACHINE).laid_out == 0
 
 
 def test_parts_of_a_sharded_run_by_hand() -> None:
@@ -127,7 +138,7 @@ def test_parts_of_a_sharded_run_by_hand() -> None:
     assert rounded.whole_sampling == 2 * 2 * 672 + 4 * 800  # layers are gathered in bfloat16
     assert (plain.whole_sampling, plain.whole_learning) == (0, 0)
     long = memory_plan(SMALL, Wishes(max_new_tokens=100_000), MACHINE, parts=4)
-    assert long.peak == long.weights + long.optimizer + long.whole_sampling + long.cache
+    assert long.peak == long.weights + long.optimizer + long.whole_sampling + long.laid_out + long.cache
 
 
 def test_size_of_a_folder_is_read_from_its_config(tmp_path: Path) -> None:

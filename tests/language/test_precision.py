@@ -11,11 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from zerozoo.language.decoder import plain_projection
 from zerozoo.language.families import tiny_model
 from zerozoo.language.int8 import Int8GradientLinear, Int8Projections
 from zerozoo.language.models import load_model, save_model
 from zerozoo.language.precision import importance_cap, rollout_sampler, set_gradients
+from zerozoo.language.products import plain_projection
 from zerozoo.language.samplers.interface import Decoding
 from zerozoo.language.samplers.native import NativeSampler
 from zerozoo.language.samplers.reference import TransformersSampler

@@ -8,7 +8,7 @@ prompt at any time; the queries that share a key head are one block of the atten
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from zerozoo.language.device import full_products
 from zerozoo.language.heads import DOOR, causal_model
+from zerozoo.language.products import MakeProjection, Products, make_products, plain_projection
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 # Others make the angles depend on the longest position of the batch, or turn only part of a head.
@@ -25,10 +26,10 @@ ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 ROOM = 64  # positions that the cache grows by at least
 PROMPT_TOKENS = 8192  # prompts are read in batches of at most that many padded tokens
 
-Projection = Callable[[Tensor], Tensor]  # (..., K) -> (..., N)
-_Products = Callable[[Tensor], Sequence[Tensor]]  # of several layers with the same inputs
-# Makes a projection from weight (N, K), bias (N,) or None, and the name of the first of the layers that it stands for.
-MakeProjection = Callable[[Tensor, Tensor | None, str], Projection]
+# With so many tokens or more to go, weights of up to so many bytes are laid out anew for the number of rows. That takes
+# as long as a step or a few, and the memory of the weights once more.
+PREPARE_FROM = 32
+PREPARE_BYTES = 2 * 2**30
 
 
 def can_pack(model: nn.Module) -> bool:
@@ -85,11 +86,6 @@ def _projections(layer: Any) -> tuple[Any, ...]:
     )
 
 
-def plain_projection(weight: Tensor, bias: Tensor | None, name: str) -> Projection:
-    """x -> x W^T + b, in the precision of the weight."""
-    return lambda inputs: functional.linear(inputs.to(weight.dtype), weight, bias)
-
-
 @dataclass(frozen=True)
 class _Layer:
     """One layer's weights. Norms are (weight, epsilon); `window` is how far attention looks back, None: everywhere."""
@@ -98,10 +94,10 @@ class _Layer:
     network_norm: tuple[Tensor, float]
     query_norm: tuple[Tensor, float] | None
     key_norm: tuple[Tensor, float] | None
-    query_key_value: _Products
-    output: _Products
-    gate_up: _Products
-    down: _Products
+    query_key_value: Products
+    output: Products
+    gate_up: Products
+    down: Products
     window: int | None
 
 
@@ -139,7 +135,7 @@ class OwnDecoder:
         self.device = causal.device
         self.layers = [_read_layer(layer, index, dtype, project) for index, layer in enumerate(causal.model.layers)]
         self.norm = _read_norm(causal.model.norm)
-        self.head = _products([causal.lm_head], dtype, plain_projection, "lm_head")
+        self.head = make_products([causal.lm_head], dtype, plain_projection, "lm_head")
         positions = torch.arange(capacity, device=self.device)[None]
         angles = causal.model.rotary_emb(self.embedding.weight[:1, None], positions)
         self.cosines, self.sines = angles[0][0], signed_sines(angles[1][0])  # (capacity, head_dim)
@@ -148,6 +144,9 @@ class OwnDecoder:
         self.values: list[Tensor] = [self._room(0, 0) for _ in self.layers]
         self.lengths = torch.zeros(0, dtype=torch.int64, device=self.device)
         self.known: list[int] = []  # the lengths as the host knows them
+        self.prepared = 0  # rows that the products are prepared for
+        size = sum(parameter.numel() * parameter.element_size() for parameter in causal.parameters())
+        self.prepares = size <= PREPARE_BYTES
 
     def read(self, prompts: Sequence[Sequence[int]], slots: Sequence[Sequence[int]]) -> Tensor:
         """Read prompts, each once, into the slots of its responses; slots behind the last one are added.
@@ -174,6 +173,7 @@ class OwnDecoder:
         """
         self.known = [min(length + 1, self.capacity) for length in self.known]
         self._make_room(len(self.known))
+        self._prepare(len(self.known))
         positions = self.lengths.clamp(max=self.capacity - 1)
         self.lengths = positions + 1
         filled = max(self.known)
@@ -192,6 +192,16 @@ class OwnDecoder:
                 )
             hidden = self._finish_layer(layer, hidden, mixed.flatten(1))
         return self._logits(hidden)
+
+    def _prepare(self, rows: int) -> None:
+        """Make the products quick for that many rows, if there may be enough steps for it to pay."""
+        if not self.prepares or rows == self.prepared or self.capacity - min(self.known) < PREPARE_FROM:
+            return
+        self.prepared = rows
+        for layer in self.layers:
+            for products in (layer.query_key_value, layer.output, layer.gate_up, layer.down):
+                products.prepare(rows)
+        self.head.prepare(rows)
 
     def keep(self, slots: Sequence[int]) -> None:
         """Go on with these slots only, numbered anew in that order."""
@@ -301,8 +311,8 @@ class OwnDecoder:
 def _read_layer(layer: Any, index: int, dtype: torch.dtype | None, project: MakeProjection) -> _Layer:
     attention = layer.self_attn
 
-    def products(*names: str) -> _Products:
-        return _products([layer.get_submodule(name) for name in names], dtype, project, f"{index}.{names[0]}")
+    def products(*names: str) -> Products:
+        return make_products([layer.get_submodule(name) for name in names], dtype, project, f"{index}.{names[0]}")
 
     return _Layer(
         input_norm=_read_norm(layer.input_layernorm),
@@ -326,24 +336,6 @@ def layer_window(attention: Any) -> int | None:
 
 def _read_norm(norm: Any) -> tuple[Tensor, float]:
     return norm.weight, norm.variance_epsilon
-
-
-def _products(modules: Sequence[Any], dtype: torch.dtype | None, project: MakeProjection, name: str) -> _Products:
-    """The products of linear layers with the same inputs: from the model's own weights, or one from a copy.
-
-    On a CPU one product of weights that stand below one another is no faster than one each, so weights are copied only
-    where another precision or another kind of product needs it anyway.
-    """
-    weights = [module.weight.detach() for module in modules]
-    biases = [None if module.bias is None else module.bias.detach() for module in modules]
-    if project is plain_projection and dtype in (None, weights[0].dtype):
-        plain = [plain_projection(weight, bias, name) for weight, bias in zip(weights, biases, strict=True)]
-        return lambda inputs: [product(inputs) for product in plain]
-    weight = torch.cat([weight.to(dtype or weight.dtype) for weight in weights])
-    given = [bias.to(weight.dtype) for bias in biases if bias is not None]
-    sizes = [len(weight) for weight in weights]
-    joined = project(weight, torch.cat(given) if given else None, name)
-    return lambda inputs: joined(inputs).split(sizes, -1)
 
 
 def signed_sines(sines: Tensor) -> Tensor:

@@ -23,8 +23,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from zerozoo.language.decoder import Projection, plain_projection
 from zerozoo.language.heads import causal_model
+from zerozoo.language.products import Projection, plain_projection
 
 LARGEST = 127  # -128 is left out: the scale is symmetric
 ROTATION = 64  # channels that a rotation mixes
@@ -130,7 +130,7 @@ class Int8Projection:
 
 
 class Int8Projections:
-    """`decoder.MakeProjection` in int8 for every projection that the calibration names; others stay as they are.
+    """`products.MakeProjection` in int8 for every projection that the calibration names; others stay as they are.
 
     Weights are quantised anew for every decoder, that is for every call of a sampler; the smoothing stays.
 

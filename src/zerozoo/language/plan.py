@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import PretrainedConfig
 
+from zerozoo.language.decoder import PREPARE_BYTES, PREPARE_FROM
 from zerozoo.language.device import Machine
 from zerozoo.language.factory import SIZES, Training
 from zerozoo.language.families import CHARACTERS
@@ -94,8 +95,9 @@ class MemoryPlan:
 
     Weights, gradients and Adam's two moments are float32 (4 + 4 + 8 bytes a trained parameter); the KL reference is a
     second copy of the weights unless adapters are trained; the cache holds keys and values of the rows written side by
-    side; activations are those of one micro-batch, which gradient checkpointing reduces to one layer and the
-    boundaries; logits exist for one chunk of response tokens, forward and backward.
+    side; on a CPU the weights of small models are laid out anew, as a copy, while long responses are written;
+    activations are those of one micro-batch, which gradient checkpointing reduces to one layer and the boundaries;
+    logits exist for one chunk of response tokens, forward and backward.
 
     With sharding these are one process's parts. Beside them all weights are whole while responses are written, and
     embedding, head and two layers with their gradients during a pass.
@@ -110,6 +112,7 @@ class MemoryPlan:
     logits: int
     whole_sampling: int = 0
     whole_learning: int = 0
+    laid_out: int = 0
 
     @property
     def learner(self) -> int:
@@ -120,7 +123,7 @@ class MemoryPlan:
     def peak(self) -> int:
         """The larger of sampling and learning: the cache is gone when activations come."""
         resting = self.weights + self.optimizer + self.reference
-        return max(resting + self.whole_sampling + self.cache, self.learner)
+        return max(resting + self.whole_sampling + self.laid_out + self.cache, self.learner)
 
 
 def model_size(name: str) -> ModelSize | None:
@@ -169,8 +172,11 @@ def memory_plan(
     reference = size.parameters * FLOAT if config.kl_coefficient and trained_share == 1.0 else 0
     around = (1 if size.tied else 2) * size.vocabulary * size.hidden
     layer = (size.parameters - around) // size.layers
+    whole = size.parameters * FLOAT
+    plain_cpu = machine.device == "cpu" and machine.matmul == "highest"
+    prepared = plain_cpu and whole <= PREPARE_BYTES and config.max_new_tokens >= PREPARE_FROM
     return MemoryPlan(
-        weights=size.parameters * FLOAT // parts,
+        weights=whole // parts,
         gradients=trained * FLOAT // parts,
         optimizer=2 * trained * FLOAT // parts,
         reference=reference // parts,
@@ -179,6 +185,7 @@ def memory_plan(
         logits=3 * min(chunk, tokens) * size.vocabulary * FLOAT,
         whole_sampling=size.layers * layer * element + around * FLOAT if parts > 1 else 0,
         whole_learning=2 * (2 * layer * element + around * FLOAT) if parts > 1 else 0,
+        laid_out=whole if prepared else 0,
     )
 
 
@@ -253,6 +260,7 @@ def _memory_line(size: ModelSize, config: Any, machine: Machine) -> str:
         f" {plan.weights / GIB:.1f}, gradients {plan.gradients / GIB:.1f}, optimiser {plan.optimizer / GIB:.1f},"
         f" reference {plan.reference / GIB:.1f}, cache {plan.cache / GIB:.1f}, activations"
         f" {plan.activations / GIB:.1f}, logits {plan.logits / GIB:.1f}"
+        + (f", weights laid out for writing {plan.laid_out / GIB:.1f}" if plan.laid_out else "")
         + (
             f"; in each of {parts} processes, with weights gathered to write ({plan.whole_sampling / GIB:.1f}) and to"
             f" learn ({plan.whole_learning / GIB:.1f})"

@@ -8,9 +8,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from zerozoo.language.decoder import MakeProjection, OwnDecoder, plain_projection, why_not
+from zerozoo.language.decoder import OwnDecoder, why_not
 from zerozoo.language.heads import decoder_hidden, head_logits
 from zerozoo.language.models import LanguageModel
+from zerozoo.language.products import MakeProjection, plain_projection
 from zerozoo.language.samplers.cache import RoomyCache
 from zerozoo.language.samplers.interface import pad_rows
 

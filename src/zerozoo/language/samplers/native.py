@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from zerozoo.language.decoder import MakeProjection, plain_projection
 from zerozoo.language.models import LanguageModel
+from zerozoo.language.products import MakeProjection, plain_projection
 from zerozoo.language.samplers.decoders import Decoder, make_decoder
 from zerozoo.language.samplers.draw import draw
 from zerozoo.language.samplers.interface import (
