@@ -4,9 +4,9 @@
     python benchmarks/language.py --vllm PYTHON              and vLLM, with the Python of its environment
 
 Every arm is a process that loads the model once. The arms take turns within each repeat, so that a slow minute of the
-machine meets all of them; the first repeat is dropped. The file holds medians and ranges over the others, tokens per
-second (rollouts: new tokens; updates: response tokens), and the largest memory of each arm in each case, all that the
-process holds included.
+machine meets all of them; the first repeat is dropped. The file is written after each case and holds its medians and
+ranges over the others, tokens per second (rollouts: new tokens; updates: response tokens), and the largest memory of
+each arm, all that the process holds included.
 The time of a whole training step and until an accuracy is reached is in results/quickstart.json.
 """
 
@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +43,9 @@ CASES: dict[str, Case] = {
     "rollout 32 x 128": _case("rollout", 4, 8, 14, 128),
     "rollout 256 x 32": _case("rollout", 32, 8, 14, 32),
     "rollout 96 x 128": _case("rollout", 12, 8, 14, 128),
-    "rollout 256 x 128": _case("rollout", 32, 8, 14, 128),
     "update 96 x (14 + 12)": _case("update", 12, 8, 14, 12),
     "update 16 x (64 + 256)": _case("update", 2, 8, 64, 256),
+    "rollout 256 x 128": _case("rollout", 32, 8, 14, 128),
 }
 # Long responses of a tiny model: how time and memory grow. zerozoo alone.
 LONG: dict[str, Case] = {
@@ -147,10 +148,14 @@ def summarise(seconds: Sequence[float], case: Mapping[str, Any], peak_mb: float)
     }
 
 
-def measure(commands: Mapping[str, Sequence[str]], cases: Mapping[str, Case], repeats: int) -> dict[str, Any]:
-    """Results by case and arm. Arms that cannot run a kind of case (vLLM does not train) sit out."""
+def measure(
+    commands: Mapping[str, Sequence[str]],
+    cases: Mapping[str, Case],
+    repeats: int,
+    keep: Callable[[str, dict[str, Any]], None],
+) -> None:
+    """Hands over each case with its arms' results. Arms that cannot run it (vLLM does not train) sit out."""
     arms = {name: Arm(command) for name, command in commands.items()}
-    results: dict[str, Any] = {}
     for name, case in cases.items():
         taking = {arm: one for arm, one in arms.items() if arm != "vllm" or case["kind"] == "rollout"}
         seconds: dict[str, list[float]] = {arm: [] for arm in taking}
@@ -163,18 +168,19 @@ def measure(commands: Mapping[str, Sequence[str]], cases: Mapping[str, Case], re
                     seconds[arm].append(answer["seconds"])
                 if arm == "vllm":
                     time.sleep(PAUSE)
-        results[name] = {arm: summarise(seconds[arm], case, peaks[arm]) for arm in taking}
-        line = ", ".join(f"{arm} {row['tokens_per_second']:.0f} tokens/s" for arm, row in results[name].items())
+        rows = {arm: summarise(seconds[arm], case, peaks[arm]) for arm in taking}
+        line = ", ".join(f"{arm} {row['tokens_per_second']:.0f} tokens/s" for arm, row in rows.items())
         print(f"{name}: {line}", flush=True)
+        keep(name, rows)
     for one in arms.values():
         one.close()
-    return results
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     from zerozoo.language.factory import SIZES, small_llama
     from zerozoo.language.families import character_tokenizer
     from zerozoo.language.models import built_in_directory, save_model
+    from zerozoo.runs.cells import write_json
     from zerozoo.runs.versions import commit, machine
     from zerozoo.tasks.word_sums import ALPHABET
 
@@ -182,7 +188,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--vllm", metavar="PYTHON", help="also measure vLLM, with the Python of its environment")
     parser.add_argument("--repeats", type=int, default=REPEATS, help="the first is dropped")
     parser.add_argument("--model", default="smollm2-135m", help="a built-in model or a folder")
-    parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES))
+    every = [*CASES, *LONG]
+    parser.add_argument("--cases", nargs="+", choices=every, default=every, metavar="CASE", help=", ".join(every))
     parser.add_argument("--output", type=Path, default=ROOT / "results/bench-language.json")
     parser.add_argument("--arm", nargs=2, metavar=("FOLDER", "PRECISION"), help=argparse.SUPPRESS)  # one of ours
     options = parser.parse_args(arguments)
@@ -198,17 +205,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     }
     if options.vllm:
         commands["vllm"] = [options.vllm, str(PEERS), "vllm", folder]
-    load = os.getloadavg()
-    chosen = {name: CASES[name] | {"vocabulary": vocabulary} for name in options.cases}
-    cases = measure(commands, chosen, options.repeats)
-    with tempfile.TemporaryDirectory() as tiny:
-        save_model(small_llama(SIZES["base"], 0, character_tokenizer(ALPHABET), 2048, "long"), tiny)
-        growing = {name: case | {"vocabulary": len(ALPHABET)} for name, case in LONG.items()}
-        long = measure({"zerozoo": [sys.executable, __file__, "--arm", tiny, "full"]}, growing, options.repeats)
-    setting = {"machine": machine(), "load_before": load, **commit()}
-    results = {"model": options.model, "cases": cases, "long": long, **setting}
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    about = {"machine": machine(), "load_before": os.getloadavg(), **commit()}
+    results = json.loads(options.output.read_text(encoding="utf-8")) if options.output.exists() else {}
+
+    def keep(model: str, name: str, rows: dict[str, Any]) -> None:
+        results[name] = {"model": model, **about, "arms": rows}
+        write_json(options.output, results)
+
+    chosen = {name: CASES[name] | {"vocabulary": vocabulary} for name in options.cases if name in CASES}
+    if chosen:
+        measure(commands, chosen, options.repeats, partial(keep, options.model))
+    growing = {name: LONG[name] | {"vocabulary": len(ALPHABET)} for name in options.cases if name in LONG}
+    if growing:
+        with tempfile.TemporaryDirectory() as tiny:
+            save_model(small_llama(SIZES["base"], 0, character_tokenizer(ALPHABET), 2048, "long"), tiny)
+            command = [sys.executable, __file__, "--arm", tiny, "full"]
+            measure({"zerozoo": command}, growing, options.repeats, partial(keep, "tiny"))
 
 
 if __name__ == "__main__":

@@ -25,6 +25,8 @@ What a row holds:
     step_seconds            median over all steps; the first, slow ones are not left out
     curve                   greedy accuracy by step
     sampler_kl              mean over the steps of policy/sampler_kl: what wrote the tokens against the learner, nats
+    first_step_seconds      from the start of the process until the first step was written: importing, loading, the
+                            first evaluation and the step
     wall_seconds            the whole process, everything included
     peak_rss_mb             largest resident memory of the process, in 10^6 bytes
     load_average            of the machine before the process started: 1, 5 and 15 minutes
@@ -271,12 +273,15 @@ def trl_command(
 def run_seed(command: Sequence[str], seed: int, directory: Path, problems: int, keep: bool) -> dict[str, Any]:
     """Runs one seed afresh and gives its row. Without `keep` only the weights in its directory are deleted."""
     shutil.rmtree(directory, ignore_errors=True)
+    began = time.time()
     cost = measure(command, directory.with_name(directory.name + ".log"))
     made_with = json.loads((directory / "versions.json").read_text(encoding="utf-8"))
     if not keep:
         for weights in ("checkpoints", "model"):
             shutil.rmtree(directory / weights, ignore_errors=True)
-    row = make_row(read_rows(directory / "metrics.jsonl"), seed, problems)
+    history = read_rows(directory / "metrics.jsonl")
+    row = make_row(history, seed, problems)
+    row["first_step_seconds"] = next(one["time"] for one in history if one["step"] == 1) - began
     return {**row, **asdict(cost), **commit(), "versions": made_with}
 
 

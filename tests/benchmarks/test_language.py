@@ -37,7 +37,8 @@ def test_arms_take_turns_and_the_first_repeat_is_dropped(tmp_path: Path, monkeyp
     script, log = tmp_path / "arm.py", tmp_path / "log"
     script.write_text(ARM)
     commands = {arm: [sys.executable, str(script), arm, str(log), start] for arm, start in (("a", "1"), ("vllm", "5"))}
-    results = language.measure(commands, CASES, repeats=3)
+    results: dict[str, Any] = {}
+    language.measure(commands, CASES, 3, results.__setitem__)
     turns = ["a rollout", "vllm rollout"] * 3 + ["a update"] * 3  # vLLM does not train
     assert log.read_text().split("\n")[:-1] == turns
     assert results["rollout"]["a"] == {
@@ -53,7 +54,7 @@ def test_arms_take_turns_and_the_first_repeat_is_dropped(tmp_path: Path, monkeyp
 
 def test_an_arm_that_dies_ends_the_benchmark(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="ended early"):
-        language.measure({"a": [sys.executable, "-c", "print('nothing')"]}, CASES, repeats=2)
+        language.measure({"a": [sys.executable, "-c", "print('nothing')"]}, CASES, 2, {}.__setitem__)
 
 
 def test_all_arms_get_the_same_work() -> None:

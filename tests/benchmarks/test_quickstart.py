@@ -142,11 +142,15 @@ print("said by the run")
 
 
 @pytest.mark.parametrize("keep", [False, True])
-def test_a_seed_runs_afresh_and_loses_only_its_weights(tmp_path: Path, keep: bool) -> None:
+def test_a_seed_runs_afresh_and_loses_only_its_weights(
+    tmp_path: Path, keep: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     directory = tmp_path / "seed-0"
     (directory / "of-an-earlier-run").mkdir(parents=True)
     rows = json.dumps(history({0: 0.2, 2: 0.5}, [2.0, 3.0]))
+    monkeypatch.setattr(quickstart.time, "time", lambda: -30.0)  # its first step was written at 1.0
     row = quickstart.run_seed([sys.executable, "-c", RUN, str(directory), rows], 0, directory, 200, keep)
+    assert row["first_step_seconds"] == 31.0
     assert row["seconds_to_050"] == 5.0
     assert row["wall_seconds"] > 0
     assert row["peak_rss_mb"] > 5  # a Python process
