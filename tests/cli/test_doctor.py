@@ -173,7 +173,7 @@ def test_missing_packages_say_what_they_give(monkeypatch):
 
 def test_machine_lines(monkeypatch):
     checks = by_name(doctor.check_machine())
-    assert {"python", "libraries", "processor", "threads", "memory", "GPU"} == set(checks)
+    assert {"python", "libraries", "processor", "threads", "narrow", "memory", "GPU"} == set(checks)
     monkeypatch.setattr(doctor, "free_memory", lambda: 2**29)
     assert by_name(doctor.check_machine())["memory"].status == FAIL
     monkeypatch.setattr(doctor, "free_memory", lambda: 2**31)
@@ -206,6 +206,29 @@ def failing():
 def crashing():
     raise ValueError("odd\nmore")
     yield
+
+
+@pytest.mark.parametrize(
+    ("bfloat16", "int8", "status", "found", "advice"),
+    [
+        (True, True, OK, "units for --dtype bfloat16 and --precision int8", ""),
+        (False, True, OK, "units for --precision int8", "--dtype bfloat16 bring no speed"),
+        (
+            False,
+            False,
+            "-",
+            "no units for products narrower than float32",
+            "--dtype bfloat16 and --precision int8 bring no speed",
+        ),
+    ],
+)
+def test_narrow_products_that_gain_time_here(
+    bfloat16: bool, int8: bool, status: str, found: str, advice: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("zerozoo.language.device.has_bfloat16_units", lambda: bfloat16)
+    monkeypatch.setattr("zerozoo.language.device.has_int8_units", lambda: int8)
+    check = doctor.check_narrow()
+    assert (check.status, check.found, check.advice) == (status, found, advice)
 
 
 def test_a_broken_check_is_a_failure_and_not_a_crash(monkeypatch, capsys):

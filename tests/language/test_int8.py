@@ -9,6 +9,7 @@ from torch import nn
 from zerozoo.language.decoder import OwnDecoder
 from zerozoo.language.families import tiny_model
 from zerozoo.language.int8 import (
+    EXACT,
     Int8GradientLinear,
     Int8Projection,
     Int8Projections,
@@ -17,6 +18,7 @@ from zerozoo.language.int8 import (
     int8_product,
     quantised,
     use_int8_gradients,
+    whole_product,
 )
 from zerozoo.language.products import plain_projection
 from zerozoo.language.samplers.interface import Decoding
@@ -44,6 +46,31 @@ def test_product_of_whole_numbers_up_to_127_is_exact():
     right = torch.randint(-127, 128, (24, 40), generator=generator(2)).double()
     left[:, 0], right[0] = 127, 127  # every scale is 1
     assert torch.equal(int8_product(left, right), left @ right)
+
+
+@pytest.mark.parametrize("units", [True, False])
+@pytest.mark.parametrize("terms", [EXACT, EXACT + 1, 3 * EXACT + 24])
+def test_sums_of_the_largest_values_are_exact_with_and_without_units(
+    units: bool, terms: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("zerozoo.language.int8.has_int8_units", lambda: units)
+    left = torch.full((4, terms), 127, dtype=torch.int8)
+    left[1] = torch.randint(-127, 128, (terms,), generator=generator(1))
+    right = torch.full((terms, 8), 127, dtype=torch.int8)
+    right[0] = 1  # the sums are odd where the last bit matters
+    result = whole_product(left, right)
+    assert torch.equal(result.double(), left.double() @ right.double())
+
+
+def test_a_projection_gives_the_same_numbers_with_and_without_units(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight, inputs = torch.randn((24, 192), generator=generator(1)), torch.randn((5, 192), generator=generator(2))
+    results = []
+    for units in (True, False):
+        monkeypatch.setattr("zerozoo.language.int8.has_int8_units", lambda units=units: units)
+        projection = Int8Projection(weight, None, torch.ones(192))
+        assert projection.weight.dtype == (torch.int8 if units else torch.float32)
+        results.append(projection(inputs))
+    assert torch.equal(*results)
 
 
 def test_error_of_a_product_is_that_of_eight_bits():

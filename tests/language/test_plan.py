@@ -206,6 +206,14 @@ def test_a_model_that_is_not_here_is_said_to_be_unknown(monkeypatch: pytest.Monk
 # --- the machine
 
 
+@pytest.mark.parametrize("units", [True, False])
+def test_the_plan_says_where_int8_gains_no_time(units: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zerozoo.language.plan.has_int8_units", lambda: units)
+    config = complete(Config(model="nobody/nothing", data="arithmetic", precision="int8"))
+    said = dict(describe_plan(config, MACHINE))["precision"]
+    assert said == ("int8" if units else "int8; this CPU has no units for int8, so it gains no time here")
+
+
 def test_machine_fills_in_what_is_open() -> None:
     assert choose_machine("cpu") == Machine("cpu", None, 1024, 256)
     assert choose_machine("mps", "bfloat16", 100, 7) == Machine("mps", "bfloat16", 100, 7)

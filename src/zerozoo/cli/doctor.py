@@ -142,6 +142,7 @@ def check_machine() -> Iterator[Check]:
     advice = "matrix products will be several times slower than on a newer processor" if slow else ""
     yield Check("processor", WARN if slow else OK, f"{here['cpu']}, {cores} cores, {vectors}", advice)
     yield check_threads(threads, cores)
+    yield check_narrow()
     yield _memory()
     if torch.cuda.is_available():
         names = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
@@ -167,6 +168,17 @@ def check_threads(threads: int, cores: int) -> Check:
     if rates[best] > MUCH_FASTER * rates[threads]:
         return Check("threads", WARN, found, f"set OMP_NUM_THREADS={best}, which is faster here")
     return Check("threads", OK, found)
+
+
+def check_narrow() -> Check:
+    """Which narrower products this processor has units for."""
+    from zerozoo.language.device import has_bfloat16_units, has_int8_units
+
+    units = {"--dtype bfloat16": has_bfloat16_units(), "--precision int8": has_int8_units()}
+    there = [option for option, found in units.items() if found]
+    absent = [option for option, found in units.items() if not found]
+    found = f"units for {' and '.join(there)}" if there else "no units for products narrower than float32"
+    return Check("narrow", OK if there else ABSENT, found, f"{' and '.join(absent)} bring no speed" if absent else "")
 
 
 def check_sandbox() -> Iterator[Check]:

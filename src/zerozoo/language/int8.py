@@ -1,4 +1,4 @@
-"""int8 matrix products on CPUs that have them: several times the speed of float32, at the price of rounding.
+"""int8 matrix products: on CPUs that have them several times the speed of float32, at the price of rounding.
 
 Values are scaled symmetrically, x ~ q * s with q = round(x / s) in [-127, 127] and s = max|x| / 127, one scale for
 every row of the left and every column of the right factor, so that an outer product scales the int32 result back.
@@ -23,12 +23,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from zerozoo.language.device import has_int8_units
 from zerozoo.language.heads import causal_model
 from zerozoo.language.products import Projection, plain_projection
 
 LARGEST = 127  # -128 is left out: the scale is symmetric
 ROTATION = 64  # channels that a rotation mixes
 SMOOTHING = 0.5  # share of the difference between channels that moves from activations to weights
+EXACT = 2**24 // LARGEST**2  # so many products of two int8 values add up in float32 without rounding
 
 
 def quantised(values: Tensor, dim: int) -> tuple[Tensor, Tensor]:
@@ -45,7 +47,22 @@ def int8_product(left: Tensor, right: Tensor) -> Tensor:
     """(M, K) x (K, N) -> (M, N), both factors quantised on the way: rows of the left, columns of the right."""
     left_values, left_scale = quantised(left, 1)
     right_values, right_scale = quantised(right, 0)
-    return torch._int_mm(left_values, right_values).to(left.dtype).mul_(left_scale).mul_(right_scale)
+    return whole_product(left_values, right_values).to(left.dtype).mul_(left_scale).mul_(right_scale)
+
+
+def whole_product(left: Tensor, right: Tensor) -> Tensor:
+    """(M, K) x (K, N) of int8 values, -128 left out -> (M, N), exact: int32, or float32 where all results fit into it.
+
+    Where the machine has no quick int8 products, float32 products of at most `EXACT` terms give the same numbers;
+    factors may then be float32 already.
+    """
+    if has_int8_units():
+        return torch._int_mm(left, right)
+    terms = left.shape[1]
+    if terms <= EXACT:
+        return left.float() @ right.float()
+    parts = zip(left.split(EXACT, 1), right.split(EXACT, 0), strict=True)
+    return torch.stack([(one.float() @ other.float()).int() for one, other in parts]).sum(0, dtype=torch.int32)
 
 
 class _Int8Gradients(torch.autograd.Function):
@@ -112,7 +129,8 @@ class Int8Projection:
     def refresh(self, weight: Tensor, bias: Tensor | None) -> None:
         """Quantise changed weights; the smoothing stays that of the calibration."""
         values, scale = quantised(self._rotated(weight * self.smooth), 1)
-        self.weight, self.scale = values.t(), scale.t()  # (K, N), (1, N)
+        kept = values if has_int8_units() else values.float()  # see `whole_product`
+        self.weight, self.scale = kept.t(), scale.t()  # (K, N), (1, N)
         self.bias = None if bias is None else bias.detach().clone()
 
     def _rotated(self, rows: Tensor) -> Tensor:
@@ -123,7 +141,7 @@ class Int8Projection:
         """(..., K) -> (..., N)."""
         flat = self._rotated((inputs / self.smooth).reshape(-1, inputs.shape[-1]))
         values, scale = quantised(flat, 1)
-        result = torch._int_mm(values, self.weight).to(inputs.dtype).mul_(scale).mul_(self.scale)
+        result = whole_product(values, self.weight).to(inputs.dtype).mul_(scale).mul_(self.scale)
         if self.bias is not None:
             result += self.bias
         return result.view(*inputs.shape[:-1], -1)

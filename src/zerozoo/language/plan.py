@@ -11,7 +11,7 @@ import torch
 from transformers import PretrainedConfig
 
 from zerozoo.language.decoder import PREPARE_BYTES, PREPARE_FROM
-from zerozoo.language.device import Machine
+from zerozoo.language.device import Machine, has_int8_units
 from zerozoo.language.factory import SIZES, Training
 from zerozoo.language.families import CHARACTERS
 from zerozoo.language.models import hub_is_known
@@ -223,6 +223,9 @@ def describe_plan(config: Any, machine: Machine) -> list[tuple[str, str]]:
             f" micro-batches of {machine.tokens_per_microbatch:,} tokens, {machine.rows_at_once} rows side by side",
         ),
     ]
+    if config.precision != "full":
+        slow = "" if has_int8_units() else "; this CPU has no units for int8, so it gains no time here"
+        lines.append(("precision", config.precision + slow))
     if config.max_lag:
         lines.append(("ahead", _ahead_line(config)))
     if size is None:

@@ -31,9 +31,8 @@ def set_gradients(config: Any, policy: LanguageModel) -> None:
     choose("precision", config.precision, PRECISIONS)
     if config.precision == "full":
         return
-    if not int8_works():
-        raise UserError(f"This machine has no int8 matrix products: leave out --precision {config.precision}.")
-    if policy.model.device.type != "cpu" or torch.get_float32_matmul_precision() != "highest":
+    rounded = config.dtype == "bfloat16" or torch.get_float32_matmul_precision() != "highest"
+    if policy.model.device.type != "cpu" or rounded:
         raise UserError(f"--precision {config.precision} is for float32 on a CPU: use --device cpu --dtype float32.")
     reason = why_not(policy.model)
     if reason is not None:
@@ -71,12 +70,3 @@ def importance_cap(config: Any) -> float:
     """Largest weight of a token that int8, older weights or another engine have written; 0: tokens have none."""
     other = config.precision in ("int8", "int8-rollout") or config.max_lag > 0 or config.sampler == "vllm"
     return float(config.importance_cap) if other else 0.0
-
-
-def int8_works() -> bool:
-    """Whether this machine multiplies int8 matrices at all."""
-    try:
-        left, right = torch.ones((32, 32), dtype=torch.int8), torch.ones((32, 32), dtype=torch.int8)
-        return bool((torch._int_mm(left, right) == 32).all())
-    except RuntimeError:
-        return False
