@@ -88,6 +88,40 @@ def test_logits_are_those_of_transformers(variant: str) -> None:
     assert worst_difference(tiny_model(**VARIANTS[variant]).model) < 1e-4
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+@torch.no_grad()
+def test_a_common_start_is_read_once_and_changes_nothing(variant: str) -> None:
+    start = [5, 6, 9, 4, 8, 8, 5, 7]
+    prompts = [[*start, 6, 4, 4], [*start, 6], start, [*start, 9, 9, 9, 4, 5]]  # one of them is the start of all
+    rows = Rows(tiny_model(**VARIANTS[variant]).model)
+    rows.read(PROMPTS[:1], [[0]])
+    seen: list[int] = []
+    # Only the decoder's own passes have lines that start together; transformers reads one row at a time, whole.
+    hook = rows.decoder.embedding.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].numel()))
+    logits = rows.decoder.read(prompts, [[1, 2], [3], [4], [5]])
+    hook.remove()
+    rows.compare(logits, prompts)
+    assert seen == [7, 4 * 6]  # seven shared tokens; four lines of at most six others
+    rows.rows += [list(prompt) for prompt in (prompts[0], *prompts)]
+    rows.advance(9)
+    assert rows.worst < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("prompts", "shared"),
+    [
+        ([[1, 2, 3, 4, 5], [1, 2, 3, 4, 6]], [1, 2, 3, 4]),
+        ([[1, 2, 3, 4, 5], [1, 2, 3, 9, 6]], []),  # three tokens are not worth it
+        ([[1, 2, 3, 4, 5], [1, 2, 3, 4]], []),  # the second needs a token of its own
+        ([[1, 2, 3, 4, 5, 6]], []),  # nobody to share with
+        ([[7, 2, 3, 4, 5, 8], [7, 2, 3, 4, 5, 9], [7, 2, 3, 4, 9, 1]], [7, 2, 3, 4]),
+        ([[1, 2, 3, 4, 5, 6]] * 3, [1, 2, 3, 4, 5]),
+    ],
+)
+def test_what_prompts_share(prompts: list[list[int]], shared: list[int]) -> None:
+    assert module._common_start(prompts) == shared
+
+
 @pytest.mark.parametrize(
     "options",
     [

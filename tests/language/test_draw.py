@@ -152,3 +152,15 @@ def test_large_and_infinite_logits_do_not_overflow() -> None:
         assert int(tokens) in (0, 1)
         expected = -math.log1p(math.exp(-1)) - float(tokens)
         assert float(logprobs) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.0])
+def test_greedy_rows_beside_drawn_ones(temperature: float) -> None:
+    logits = torch.randn((6, 700), generator=torch.Generator().manual_seed(1))
+    uniforms = torch.rand(6, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    greedy = torch.tensor([True, False, False, True, False, True])
+    both = draw(logits, temperature, 1.0, uniforms, greedy)
+    for mixed, taken, drawn in zip(
+        both, draw(logits, 0.0, 1.0, uniforms), draw(logits, temperature, 1.0, uniforms), strict=True
+    ):
+        assert torch.equal(mixed, torch.where(greedy, taken, drawn))

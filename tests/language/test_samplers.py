@@ -503,3 +503,39 @@ def test_join_samples_pads_and_numbers_on() -> None:
     assert joined.logprobs.tolist() == [[-1, 0], [-2, 0], [-3, -4], [-5, -6]]
     assert joined.groups.tolist() == [0, 1, 2, 2]
     assert joined.lengths.tolist() == [1, 1, 2, 2]
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.0])
+@pytest.mark.parametrize("max_rows", [2, 5, 256])
+def test_greedy_and_drawn_responses_of_one_call_are_those_of_two(temperature: float, max_rows: int) -> None:
+    policy = tiny_model("llama")
+    sampler, prompts = NativeSampler(policy, max_rows), encoded(policy, *PROMPTS, "8 + 8 =", "and one more")
+    decoding = Decoding(9, temperature, stop_strings=("e",))
+    both = sampler.sample_with_greedy(prompts, decoding, generator(3))
+    alone = [
+        NativeSampler(policy).sample(prompts, 1, one, generator(3))
+        for one in (Decoding(9, 0.0, 1.0, (), ("e",)), decoding)
+    ]
+    for one, other in zip(both, alone, strict=True):
+        assert torch.equal(one.tokens, other.tokens)
+        assert torch.equal(one.lengths, other.lengths)
+        assert torch.equal(one.stopped, other.stopped)
+        assert torch.equal(one.groups, other.groups)
+        assert one.texts == other.texts
+        assert torch.allclose(one.logprobs, other.logprobs, atol=1e-5)
+    assert not torch.equal(both[0].tokens[0], both[1].tokens[0])
+    assert sum(one.drawn for one in both) >= sum(int(one.lengths.sum()) for one in both)
+
+
+def test_greedy_and_drawn_responses_share_the_prompt_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = tiny_model("llama")
+    read: list[int] = []
+
+    def watched(decoder: OwnDecoder, prompts: Any, slots: Any) -> torch.Tensor:
+        read.append(len(prompts))
+        return plain(decoder, prompts, slots)
+
+    plain = OwnDecoder.read
+    monkeypatch.setattr(OwnDecoder, "read", watched)
+    NativeSampler(policy).sample_with_greedy(encoded(policy), Decoding(4), generator())
+    assert read == [len(PROMPTS)]

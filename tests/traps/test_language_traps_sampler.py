@@ -301,9 +301,9 @@ def test_trap_15_every_response_has_random_numbers_of_its_own(monkeypatch: pytes
     """Mistake: copies of a stream draw the same twice. Rule: prompts x samples rows, no random number shared."""
     policy, uniforms = tiny_model("llama"), []
 
-    def watched(logits: Tensor, temperature: float, top_p: float, numbers: Tensor) -> tuple[Tensor, Tensor]:
+    def watched(logits: Tensor, temperature: float, top_p: float, numbers: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
         uniforms.append(numbers.clone())
-        return draw(logits, temperature, top_p, numbers)
+        return draw(logits, temperature, top_p, numbers, *rest)
 
     monkeypatch.setattr(native, "draw", watched)
     policy.eos_ids = ()  # no response ends early

@@ -8,7 +8,7 @@ prompt at any time; the queries that share a key head are one block of the atten
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,8 @@ FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 ROOM = 64  # positions that the cache grows by at least
 PROMPT_TOKENS = 8192  # prompts are read in batches of at most that many padded tokens
+
+SHARED_FROM = 4  # tokens that prompts have in common from which on they are read once for all
 
 # With so many tokens or more to go, weights of up to so many bytes are laid out anew for the number of rows. That takes
 # as long as a step or a few, and the memory of the weights once more.
@@ -101,6 +103,9 @@ class _Layer:
     window: int | None
 
 
+_States = list[tuple[Tensor, Tensor]]  # keys and values (P, key heads, L, D), by layer
+
+
 class OwnDecoder:
     """Writes rows side by side, each with a prompt and a length of its own.
 
@@ -151,6 +156,8 @@ class OwnDecoder:
     def read(self, prompts: Sequence[Sequence[int]], slots: Sequence[Sequence[int]]) -> Tensor:
         """Read prompts, each once, into the slots of its responses; slots behind the last one are added.
 
+        The tokens that all of them begin with are read once for all.
+
         Returns:
             (P, V) float32 logits of the first response token.
         """
@@ -164,7 +171,8 @@ class OwnDecoder:
         longest = max(map(len, prompts))
         at_once = max(1, PROMPT_TOKENS // longest)
         starts = range(0, len(prompts), at_once)
-        return torch.cat([self._read(prompts[at : at + at_once], slots[at : at + at_once]) for at in starts])
+        shared = self._read_shared(_common_start(prompts))
+        return torch.cat([self._read(prompts[at : at + at_once], slots[at : at + at_once], shared) for at in starts])
 
     def advance(self, tokens: Tensor) -> Tensor:
         """Feed one token of every slot; (B,) -> (B, V) float32 logits of the next.
@@ -212,39 +220,68 @@ class OwnDecoder:
             self.keys[number] = self.keys[number][rows]
             self.values[number] = self.values[number][rows]
 
-    def _read(self, prompts: Sequence[Sequence[int]], slots: Sequence[Sequence[int]]) -> Tensor:
+    def _read(self, prompts: Sequence[Sequence[int]], slots: Sequence[Sequence[int]], shared: _States) -> Tensor:
+        """Read prompts whose first tokens have the given keys and values already; logits as `read`."""
+        start = shared[0][0].shape[2] if shared else 0
         longest = max(map(len, prompts))
-        ids = torch.zeros((len(prompts), longest), dtype=torch.int64)
+        ids = torch.zeros((len(prompts), longest - start), dtype=torch.int64)
         for line, prompt in enumerate(prompts):
-            ids[line, : len(prompt)] = torch.tensor(prompt)
+            ids[line, : len(prompt) - start] = torch.tensor(prompt[start:])
         spread = torch.tensor([line for line, group in enumerate(slots) for _ in group], device=self.device)
         places = torch.tensor([slot for group in slots for slot in group], device=self.device)
-        angles = self.cosines[:longest, None], self.sines[:longest, None]
-        positions = torch.arange(longest, device=self.device)
+
+        def keep(number: int, key: Tensor, value: Tensor) -> None:
+            # The indexed rows come first, whole: (R, key heads, L, D).
+            self.keys[number][places, :, :longest] = key[spread]
+            self.values[number][places, :, :longest] = value[spread]
+
+        hidden = self._read_tokens(ids.to(self.device), shared, keep)
+        ends = torch.tensor([len(prompt) - 1 - start for prompt in prompts], device=self.device)
+        return self._logits(hidden[torch.arange(len(prompts), device=self.device), ends])
+
+    def _read_shared(self, tokens: Sequence[int]) -> _States:
+        """Keys and values of tokens that several prompts begin with, by layer; nothing for none."""
+        states: _States = []
+        if tokens:
+            ids = torch.tensor([list(tokens)], device=self.device)
+            self._read_tokens(ids, [], lambda _, key, value: states.append((key, value)))
+        return states
+
+    def _read_tokens(self, ids: Tensor, shared: _States, keep: Callable[[int, Tensor, Tensor], None]) -> Tensor:
+        """Run all layers on the tokens (P, L) that stand behind the shared ones; (P, L, H).
+
+        keep: gets the number of each layer with keys and values (P, key heads, shared + L, D).
+        """
+        start = shared[0][0].shape[2] if shared else 0
+        end = start + ids.shape[1]
+        angles = self.cosines[start:end, None], self.sines[start:end, None]
         # Padding stands behind the prompts, where causal attention never looks.
-        back = positions[:, None] - positions
-        hidden = self.embedding(ids.to(self.device))  # (P, L, H)
+        back = torch.arange(start, end, device=self.device)[:, None] - torch.arange(end, device=self.device)
+        hidden = self.embedding(ids)
         for number, layer in enumerate(self.layers):
             query, key, value = (
                 part.to(self.store).transpose(1, 2) for part in self._attention_inputs(layer, hidden, angles)
             )
-            # The indexed rows come first, whole: (R, key heads, L, D).
-            self.keys[number][places, :, :longest] = key[spread]
-            self.values[number][places, :, :longest] = value[spread]
-            window = layer.window if layer.window is not None and layer.window < longest else None
+            if shared:
+                key, value = (
+                    torch.cat([first.expand(len(ids), -1, -1, -1), own], 2)
+                    for first, own in zip(shared[number], (key, value), strict=True)
+                )
+            keep(number, key, value)
+            window = layer.window if layer.window is not None and layer.window < end else None
+            plain = window is None and not shared
             with full_products():
                 mixed = functional.scaled_dot_product_attention(
                     query,
                     key,
                     value,
-                    attn_mask=None if window is None else (back >= 0) & (back < window),
-                    is_causal=window is None,
+                    attn_mask=None if plain else (back >= 0) & (back < (window or end)),
+                    is_causal=plain,
                     scale=self.scaling,
                     enable_gqa=self.heads > self.key_heads,
                 )
             hidden = self._finish_layer(layer, hidden, mixed.transpose(1, 2).flatten(2))
-        ends = torch.tensor([len(prompt) - 1 for prompt in prompts], device=self.device)
-        return self._logits(hidden[torch.arange(len(prompts), device=self.device), ends])
+        return hidden
 
     def _attention_inputs(
         self, layer: _Layer, hidden: Tensor, angles: tuple[Tensor, Tensor]
@@ -306,6 +343,14 @@ class OwnDecoder:
             for number, old in enumerate(states):
                 states[number] = self._room(max(rows, held), room)
                 states[number][:held, :, : old.shape[2]] = old
+
+
+def _common_start(prompts: Sequence[Sequence[int]]) -> Sequence[int]:
+    """What all prompts begin with, as long as it is worth a pass of its own; one token of each is left."""
+    first, last = min(map(list, prompts)), max(map(list, prompts))  # what these two share, all share
+    most = min(map(len, prompts)) - 1
+    same = next((place for place in range(most) if first[place] != last[place]), most)
+    return first[:same] if same >= SHARED_FROM and len(prompts) > 1 else []
 
 
 def _read_layer(layer: Any, index: int, dtype: torch.dtype | None, project: MakeProjection) -> _Layer:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from zerozoo.language.dynamics import response_metrics
 from zerozoo.language.rollouts import Rollouts, verify_samples
-from zerozoo.language.samplers.interface import Decoding, Sampler
+from zerozoo.language.samplers.interface import Decoding, Sampler, Samples
+from zerozoo.language.samplers.native import NativeSampler
 from zerozoo.rewards.verifier import Verdict, Verification, Verifier
 from zerozoo.runs.statistics import mean_interval, proportion_interval
+from zerozoo.runs.streams import Streams
 from zerozoo.tasks.task import Task
 
 # Unscorable and timed-out responses are neither right nor wrong.
@@ -48,7 +50,40 @@ def evaluate_tasks(
     The interval of the accuracy is Wilson's for one sample a task. With more samples the responses to one task are
     not independent, so it is the t interval of the mean over tasks.
     """
-    drawn = sampler.sample(prompts, samples, decoding, generator)
+    return judge(tasks, prompts, sampler.sample(prompts, samples, decoding, generator), verifier)
+
+
+def evaluate_modes(
+    sampler: Sampler,
+    tasks: Sequence[Task],
+    prompts: Sequence[list[int]],
+    verifier: Verifier,
+    decoding: Decoding,
+    streams: Streams,
+    name: str,
+    sampled: bool,
+) -> dict[str, Evaluation]:
+    """Answer every task greedily and, if `sampled`, once as `decoding` says; by mode, "greedy" and "sampled".
+
+    The random numbers are those of the stream `name`, whatever is evaluated beside. Our own sampler reads the prompts
+    once for both modes.
+    """
+    if sampled and isinstance(sampler, NativeSampler):
+        both = sampler.sample_with_greedy(prompts, decoding, streams.torch(name))
+        return {
+            mode: judge(tasks, prompts, drawn, verifier)
+            for mode, drawn in zip(("greedy", "sampled"), both, strict=True)
+        }
+    decodings = {"greedy": replace(decoding, temperature=0.0)} | ({"sampled": decoding} if sampled else {})
+    return {
+        mode: evaluate_tasks(sampler, tasks, prompts, verifier, one, streams.torch(name))
+        for mode, one in decodings.items()
+    }
+
+
+def judge(tasks: Sequence[Task], prompts: Sequence[list[int]], drawn: Samples, verifier: Verifier) -> Evaluation:
+    """What `evaluate_tasks` gives, of responses that are there already, as many to each task."""
+    samples = len(drawn.texts) // len(tasks)
     verifications = verify_samples(tasks, drawn, verifier)
     rewards = torch.tensor([float(one.verdict is Verdict.RIGHT) for one in verifications])
     rollouts = Rollouts(list(tasks), list(prompts), drawn, verifications, rewards)

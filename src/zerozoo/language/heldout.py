@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from zerozoo.language.evaluation import evaluate_tasks
+from zerozoo.language.evaluation import evaluate_modes
 from zerozoo.language.samplers.interface import Decoding, Sampler
 from zerozoo.rewards.verifier import Verifier
 from zerozoo.runs.run import Run
@@ -39,13 +38,18 @@ class Heldout:
 
         The random numbers depend on the step alone, so evaluating more often changes no training run.
         """
-        modes = {"greedy": dataclasses.replace(self.decoding, temperature=0.0)}
-        if thorough:
-            modes["sampled"] = self.decoding
+        results = evaluate_modes(
+            self.sampler,
+            self.tasks,
+            self.prompts,
+            self.verifier,
+            self.decoding,
+            Streams(self.run.seed),
+            f"evaluation/{step}",
+            thorough,
+        )
         metrics: dict[str, float] = {}
-        for mode, decoding in modes.items():
-            generator = Streams(self.run.seed).torch(f"evaluation/{step}")
-            result = evaluate_tasks(self.sampler, self.tasks, self.prompts, self.verifier, decoding, generator)
+        for mode, result in results.items():
             for name, value in result.metrics.items():
                 short = name.removeprefix("response/")
                 if short != name or name in ("accuracy", "low", "high"):

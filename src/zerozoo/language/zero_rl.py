@@ -15,7 +15,7 @@ from zerozoo.language.algorithm import Algorithm
 from zerozoo.language.collect import Collector, Reward
 from zerozoo.language.credit import Credit, GroupCredit
 from zerozoo.language.deck import Deck
-from zerozoo.language.evaluation import Evaluation, evaluate_tasks
+from zerozoo.language.evaluation import Evaluation, evaluate_modes
 from zerozoo.language.loop_settings import LoopSettings
 from zerozoo.language.models import LanguageModel
 from zerozoo.language.parallel import ALONE, Ranks
@@ -188,12 +188,8 @@ class ZeroRL:
         """Held-out accuracy: greedy, and with `sampled` also as in training; its random numbers depend on the step
         alone, so that evaluating more often changes no training run."""
         began = time.perf_counter()
-        modes = {"greedy": Decoding(**{**vars(self.decoding), "temperature": 0.0})}
-        if sampled:
-            modes["sampled"] = self.decoding
         metrics: dict[str, float] = {}
-        for mode, decoding in modes.items():
-            result = self._answer_heldout(decoding, step)
+        for mode, result in self._answer_heldout(step, sampled).items():
             names = {"accuracy", "low", "high"}
             metrics |= {f"heldout/{mode}_{name}": value for name, value in result.metrics.items() if name in names}
             metrics |= {
@@ -207,14 +203,20 @@ class ZeroRL:
         metrics["seconds/evaluate"] = time.perf_counter() - began
         return metrics
 
-    def _answer_heldout(self, decoding: Decoding, step: int) -> Evaluation:
-        tasks = self.tasks.heldout
-        generator = Streams(self.run.seed).torch(f"evaluation/{step}")
+    def _answer_heldout(self, step: int, sampled: bool) -> dict[str, Evaluation]:
+        """By mode."""
+        tasks, streams, name = self.tasks.heldout, Streams(self.run.seed), f"evaluation/{step}"
         prompts = [self.prompt(task) for task in tasks]
-        if self.episodes is not None:
-            return evaluate_turns(replace(self.episodes, decoding=decoding), tasks, prompts, generator)
-        sampler = self.evaluation_sampler or self.sampler
-        return evaluate_tasks(sampler, tasks, prompts, self.verifier, decoding, generator)
+        if self.episodes is None:
+            sampler = self.evaluation_sampler or self.sampler
+            return evaluate_modes(sampler, tasks, prompts, self.verifier, self.decoding, streams, name, sampled)
+        decodings = {"greedy": replace(self.decoding, temperature=0.0)} | (
+            {"sampled": self.decoding} if sampled else {}
+        )
+        return {
+            mode: evaluate_turns(replace(self.episodes, decoding=decoding), tasks, prompts, streams.torch(name))
+            for mode, decoding in decodings.items()
+        }
 
     def _log_step(self, step: int) -> None:
         last = step == self.settings.steps

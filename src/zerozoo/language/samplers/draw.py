@@ -67,17 +67,20 @@ def nucleus(probabilities: Tensor, top_p: float) -> Tensor:
     return probabilities.masked_fill(outside.gather(-1, order.argsort(-1)), 0.0)
 
 
-def draw(logits: Tensor, temperature: float, top_p: float, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+def draw(
+    logits: Tensor, temperature: float, top_p: float, uniforms: Tensor, greedy: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Draw one token a row and give its log-prob from the same logits.
 
     Args:
         logits: (B, V) float32.
         uniforms: (B,) float64 in [0, 1); not used when temperature is 0.
+        greedy: (B,) bool, rows whose temperature is 0 whatever that of the others is.
 
     Returns:
         (B,) int64 tokens and (B,) float32 log-probs before the nucleus cut, temperature applied.
     """
-    scaled = logits if temperature in (0, 1) else logits / temperature
+    scaled = logits if temperature in (0, 1) else logits / _temperatures(temperature, greedy)
     probabilities = scaled.softmax(-1)
     table = _in_blocks(probabilities)
     sums = _sums(table)
@@ -87,6 +90,14 @@ def draw(logits: Tensor, temperature: float, top_p: float, uniforms: Tensor) -> 
         tokens = inverse_cdf(nucleus(probabilities, top_p), uniforms)
     else:
         tokens = _invert(table, sums, uniforms)
+    if greedy is not None:
+        tokens = torch.where(greedy, scaled.argmax(-1), tokens)
     chosen = probabilities.gather(-1, tokens[:, None])[:, 0]
     # The softmax adds up a whole vocabulary in float32; the sums say by how much it has missed one.
     return tokens, (chosen.double() / sums.sum(-1)).log().float()
+
+
+def _temperatures(temperature: float, greedy: Tensor | None) -> Tensor | float:
+    if greedy is None:
+        return temperature
+    return torch.where(greedy, 1.0, temperature)[:, None]

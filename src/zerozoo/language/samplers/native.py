@@ -56,6 +56,21 @@ class NativeSampler:
         check_prompts(prompts)
         return self.write(prompts, samples, decoding, self.uniforms(len(prompts) * samples, decoding, generator))
 
+    def sample_with_greedy(
+        self, prompts: Sequence[Sequence[int]], decoding: Decoding, generator: torch.Generator
+    ) -> tuple[Samples, Samples]:
+        """One greedy and one drawn response to each prompt, which is read once for both.
+
+        They are those of two calls of `sample`, the first with temperature 0 and each with one sample, up to rounding.
+        """
+        check_prompts(prompts)
+        uniforms = self.uniforms(len(prompts), decoding, generator).repeat_interleave(2, 0)
+        greedy = torch.tensor([True, False]).repeat(len(prompts))
+        both = self.write(prompts, 2, decoding, uniforms, greedy=greedy)
+        first, second = (_every_second(both, start) for start in (0, 1))
+        second.drawn += both.drawn - first.drawn - second.drawn
+        return first, second
+
     def uniforms(self, rows: int, decoding: Decoding, generator: torch.Generator) -> Tensor:
         """(rows, max_new_tokens) float64 random numbers in [0, 1): one for every token that may be drawn."""
         return torch.rand((rows, decoding.max_new_tokens), generator=generator, dtype=torch.float64)
@@ -79,11 +94,13 @@ class NativeSampler:
         decoding: Decoding,
         uniforms: Tensor,
         begun: Tensor | None = None,
+        greedy: Tensor | None = None,
     ) -> Samples:
         """The responses that the given random numbers make, as `uniforms` draws them.
 
         begun: (prompts, B) int64, the first tokens of responses that have been written already, one of each prompt;
             `samples` must be 1 then. The random numbers of these are not used again, and their log-probs are 0.
+        greedy: (prompts * samples,) bool, rows that take the most likely token whatever the decoding says.
         """
         if begun is not None:
             if samples != 1:
@@ -98,12 +115,14 @@ class NativeSampler:
         with self.policy.precision():
             decoder = make_decoder(self.policy, prompts, new, self.project)
             in_order = [prompts[prompt] for prompt in order]
-            begun = None if begun is None else begun[torch.tensor(rows)]
+            places = torch.tensor(rows)
+            uniforms = uniforms[places]
+            begun, greedy = (None if part is None else part[places] for part in (begun, greedy))
             result = _Writing(
-                self.policy, decoder, in_order, samples, decoding, uniforms[torch.tensor(rows)], self.max_rows, begun
+                self.policy, decoder, in_order, samples, decoding, uniforms, self.max_rows, begun, greedy
             ).run()
         self.policy.model.train(training)
-        return _rows_back(result, torch.tensor(rows).argsort())
+        return _rows_back(result, places.argsort())
 
 
 def _rows_back(samples: Samples, places: Tensor) -> Samples:
@@ -117,6 +136,20 @@ def _rows_back(samples: Samples, places: Tensor) -> Samples:
         texts=[samples.texts[place] for place in places.tolist()],
         drawn=samples.drawn,
         versions=samples.versions[places],
+    )
+
+
+def _every_second(both: Samples, start: int) -> Samples:
+    """The responses of one kind where two kinds take turns."""
+    lengths = both.lengths[start::2]
+    longest = int(lengths.max())
+    return Samples(
+        tokens=both.tokens[start::2, :longest],
+        lengths=lengths,
+        logprobs=both.logprobs[start::2, :longest],
+        stopped=both.stopped[start::2],
+        groups=both.groups[start::2],
+        texts=both.texts[start::2],
     )
 
 
@@ -138,6 +171,7 @@ class _Writing:
         uniforms: Tensor,
         max_rows: int,
         begun: Tensor | None,
+        greedy: Tensor | None,
     ) -> None:
         self.policy, self.decoder, self.decoding = policy, decoder, decoding
         self.prompts, self.samples, self.max_rows = prompts, samples, max_rows
@@ -146,6 +180,7 @@ class _Writing:
         self.ends = Ends(policy, decoding)
         rows, self.longest = len(prompts) * samples, decoding.max_new_tokens
         self.uniforms = uniforms.to(self.device)
+        self.greedy = None if greedy is None else greedy.to(self.device)
         self.tokens = torch.full((rows, self.longest + 1), policy.pad_id, device=self.device)
         self.logprobs = torch.zeros((rows, self.longest + 1), device=self.device)
         self.lengths = torch.full((rows,), self.longest, device=self.device)
@@ -174,7 +209,8 @@ class _Writing:
     def _draw(self, rows: Tensor, steps: Tensor, logits: Tensor) -> Tensor:
         """Draw the next token of the given rows, which have `steps` tokens already."""
         uniforms = self.uniforms[rows, steps.clamp(max=self.longest - 1)]
-        tokens, logprobs = draw(logits, self.decoding.temperature, self.decoding.top_p, uniforms)
+        greedy = None if self.greedy is None else self.greedy[rows]
+        tokens, logprobs = draw(logits, self.decoding.temperature, self.decoding.top_p, uniforms, greedy)
         columns = steps.clamp(max=self.longest)
         self.tokens[rows, columns] = tokens
         self.logprobs[rows, columns] = logprobs
