@@ -66,6 +66,7 @@ def zerozoo_arm(folder: str, precision: str) -> Callable[[Case], None]:
 
     from zerozoo.language.algorithm import Algorithm
     from zerozoo.language.build import make_optimizer
+    from zerozoo.language.device import set_up_machine
     from zerozoo.language.models import load_model
     from zerozoo.language.precision import rollout_sampler, set_gradients
     from zerozoo.language.rollouts import Rollouts
@@ -75,12 +76,20 @@ def zerozoo_arm(folder: str, precision: str) -> Callable[[Case], None]:
     from zerozoo.rewards.verifier import Verdict, Verification
     from zerozoo.tasks.task import Task
 
-    config, policy = SimpleNamespace(precision=precision, seed=0), load_model(folder)
+    config = SimpleNamespace(
+        precision=precision, seed=0, device="cpu", dtype="float32", tokens_per_microbatch=0, rows_at_once=0
+    )
+    machine, policy = set_up_machine(config), load_model(folder)
     set_gradients(config, policy)
     eos_ids = policy.eos_ids
-    updater = Updater(policy, make_optimizer(policy, 1e-6, 0.01), Algorithm(), UpdateSettings())
+    updater = Updater(
+        policy,
+        make_optimizer(policy, 1e-6, 0.01),
+        Algorithm(),
+        UpdateSettings(tokens_per_microbatch=machine.tokens_per_microbatch),
+    )
     calibration = make_prompts(CASES["rollout 256 x 32"] | {"vocabulary": policy.model.config.vocab_size})
-    sampler = rollout_sampler(config, NativeSampler(policy), policy, calibration, Decoding(32))
+    sampler = rollout_sampler(config, NativeSampler(policy, machine.rows_at_once), policy, calibration, Decoding(32))
     generator = torch.Generator().manual_seed(0)
 
     def rollout(case: Case) -> None:

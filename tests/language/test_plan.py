@@ -233,6 +233,15 @@ def test_a_cpu_rounds_the_factors_of_products_only(monkeypatch: pytest.MonkeyPat
     assert said == ["medium", "highest"]
 
 
+def test_freed_memory_is_kept_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr("zerozoo.language.device.keep_freed_memory", lambda: told.append("keep"))
+    set_up_machine(Config(dtype="float32", device="mps"))
+    assert told == []
+    set_up_machine(Config(dtype="float32", device="cpu"))
+    assert told == ["keep"]
+
+
 def test_full_products_are_full_inside_and_as_before_outside() -> None:
     torch.set_float32_matmul_precision("medium")
     with full_products():

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from zerozoo.runs.allocator import keep_freed_memory
 from zerozoo.runs.errors import UserError
 from zerozoo.runs.processes import local_rank, process_count
 
@@ -109,10 +110,14 @@ def _seconds(product: Callable[[], Tensor]) -> float:
 def set_up_machine(config: Any) -> Machine:
     """The machine that a recipe's config asks for, with the precision of float32 products set for this process.
 
+    On a CPU the process keeps memory that it frees, see `runs.allocator`.
+
     `config` has the fields `device`, `dtype`, `tokens_per_microbatch` and `rows_at_once`. Errors as `choose_machine`.
     """
     machine = choose_machine(config.device, config.dtype, config.tokens_per_microbatch, config.rows_at_once)
     torch.set_float32_matmul_precision(machine.matmul)
+    if machine.device == "cpu":
+        keep_freed_memory()
     return machine
 
 

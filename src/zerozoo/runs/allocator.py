@@ -14,8 +14,9 @@ FROM_SYSTEM = 64 * 2**20  # blocks of so many bytes or more are asked from the s
 def keep_freed_memory() -> bool:
     """Lets the C library of this process keep up to 512 MB of freed memory for itself, for good; whether it can.
 
-    An update of a critic takes and frees the same tens of megabytes again and again. glibc returns them to the system
-    each time, which then has to hand out every page anew (docs/speed.md has what that cost). No number changes.
+    An update of a critic, or a step of a rollout, takes and frees the same tens of megabytes again and again. glibc
+    returns them to the system each time, which then has to hand out every page anew (docs/speed.md has what that cost).
+    No number changes.
     Elsewhere than with glibc nothing happens.
     """
     try:
