@@ -83,8 +83,10 @@ def worst_difference(model: nn.Module, **options: Any) -> float:
     return rows.worst
 
 
+@pytest.mark.parametrize("weights_first", [True, False])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_logits_are_those_of_transformers(variant: str) -> None:
+def test_logits_are_those_of_transformers(variant: str, weights_first: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zerozoo.language.products.weights_first", lambda: weights_first)
     assert worst_difference(tiny_model(**VARIANTS[variant]).model) < 1e-4
 
 

@@ -164,3 +164,26 @@ def test_greedy_rows_beside_drawn_ones(temperature: float) -> None:
         both, draw(logits, 0.0, 1.0, uniforms), draw(logits, temperature, 1.0, uniforms), strict=True
     ):
         assert torch.equal(mixed, torch.where(greedy, taken, drawn))
+
+
+@pytest.mark.parametrize("vocabulary", [3, BLOCK, 5 * BLOCK + 3])
+@pytest.mark.parametrize(("temperature", "top_p"), [(0.0, 1.0), (0.7, 1.0), (1.0, 1.0), (1.0, 0.8)])
+def test_logits_column_by_column_in_memory_draw_the_same(vocabulary: int, temperature: float, top_p: float) -> None:
+    logits = torch.randn((9, vocabulary), generator=torch.Generator().manual_seed(1))
+    uniforms = torch.rand(9, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    expected = draw(logits, temperature, top_p, uniforms)
+    columns = logits.t().contiguous().t()
+    assert columns.stride() == (1, 9)
+    tokens, logprobs = draw(columns, temperature, top_p, uniforms)
+    assert torch.equal(tokens, expected[0])
+    torch.testing.assert_close(logprobs, expected[1])
+    exact = (logits.double() / (temperature or 1.0)).log_softmax(-1).gather(1, tokens[:, None])[:, 0]
+    torch.testing.assert_close(logprobs.double(), exact, rtol=1e-5, atol=1e-5)
+
+
+def test_the_first_of_equal_logits_is_the_greedy_one() -> None:
+    logits = torch.zeros((2, 3 * BLOCK))
+    logits[0, [BLOCK + 7, BLOCK + 9, 2 * BLOCK]] = 1.0
+    logits[1, [5, BLOCK]] = 2.0
+    tokens, _ = draw(logits, 0.0, 1.0, torch.zeros(2, dtype=torch.float64))
+    assert tokens.tolist() == [BLOCK + 7, 5]

@@ -116,7 +116,8 @@ def test_the_peak_is_the_larger_of_sampling_and_learning() -> None:
     assert plan.peak > plan.learner
 
 
-def test_small_models_are_laid_out_anew_for_long_responses_on_a_cpu() -> None:
+def test_small_models_are_laid_out_anew_for_long_responses_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zerozoo.language.plan.weights_first", lambda: False)
     long = Wishes(max_new_tokens=PREPARE_FROM)
     assert memory_plan(SMALL, long, MACHINE).laid_out == 4 * (2 * 672 + 800)
     assert memory_plan(SMALL, Wishes(max_new_tokens=PREPARE_FROM - 1), MACHINE).laid_out == 0
@@ -124,6 +125,8 @@ def test_small_models_are_laid_out_anew_for_long_responses_on_a_cpu() -> None:
     assert memory_plan(SMALL, long, Machine("cuda", "bfloat16", 64, 4)).laid_out == 0
     large = PUBLISHED["Qwen/Qwen2.5-1.5B"]
     assert memory_plan(large, long, MACHINE).laid_out == 0
+    monkeypatch.setattr("zerozoo.language.plan.weights_first", lambda: True)
+    assert memory_plan(SMALL, long, MACHINE).laid_out == 0
 
 
 def test_parts_of_a_sharded_run_by_hand() -> None:

@@ -9,7 +9,7 @@ from torch import nn
 from zerozoo.language import decoder as module
 from zerozoo.language.decoder import OwnDecoder
 from zerozoo.language.families import tiny_model
-from zerozoo.language.products import OwnWeights, make_products, plain_projection
+from zerozoo.language.products import OwnWeights, make_products, plain_projection, weights_first
 
 MKL = torch.backends.mkl.is_available()
 
@@ -19,6 +19,12 @@ def layers() -> list[nn.Linear]:
     return [nn.Linear(48, 32), nn.Linear(48, 80, bias=False)]
 
 
+@pytest.fixture
+def rows_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zerozoo.language.products.weights_first", lambda: False)
+
+
+@pytest.mark.usefixtures("rows_first")
 @torch.no_grad()
 def test_weights_laid_out_anew_give_the_same_products() -> None:
     modules = layers()
@@ -39,6 +45,29 @@ def test_weights_laid_out_anew_give_the_same_products() -> None:
         torch.testing.assert_close(one, linear(wide))
 
 
+@torch.no_grad()
+def test_products_by_columns_are_the_same_and_need_no_layout(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zerozoo.language.products.weights_first", lambda: True)
+    modules = layers()
+    products = make_products(modules, None, plain_projection, "0")
+    assert products.by_columns
+    products.prepare(20)
+    assert not products.packed
+    rows = torch.randn((20, 48), generator=torch.Generator().manual_seed(1))
+    for inputs in (rows, rows.t().contiguous().t(), rows.view(4, 5, 48)):
+        for one, linear in zip(products(inputs), modules, strict=True):
+            torch.testing.assert_close(one, linear(inputs))
+            assert one.stride() == ((1, 20) if inputs.ndim == 2 else linear(inputs).stride())
+    assert not OwnWeights([torch.ones(4, 4, dtype=torch.float64)], [None]).by_columns
+
+
+def test_the_order_of_factors_depends_on_the_processor_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    for capability, first in (("AVX2", MKL), ("AVX512", False), ("DEFAULT", False)):
+        monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda capability=capability: capability)
+        assert weights_first.__wrapped__() is first
+
+
+@pytest.mark.usefixtures("rows_first")
 def test_other_precisions_are_left_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     products = OwnWeights([torch.ones(4, 4, dtype=torch.bfloat16)], [None])
     products.prepare(3)

@@ -189,6 +189,8 @@ class OwnDecoder:
         angles = self.cosines[positions, None], self.sines[positions, None]
         rows = torch.arange(len(tokens), device=self.device)
         hidden = self.embedding(tokens)
+        if self.layers[0].down.by_columns:
+            hidden = hidden.t().contiguous().t()  # what is added to it lies so
         for number, layer in enumerate(self.layers):
             query, key, value = self._attention_inputs(layer, hidden, angles)
             self.keys[number][rows, :, positions] = key.to(self.store)

@@ -15,6 +15,7 @@ from zerozoo.language.device import Machine, has_int8_units
 from zerozoo.language.factory import SIZES, Training
 from zerozoo.language.families import CHARACTERS
 from zerozoo.language.models import hub_is_known
+from zerozoo.language.products import weights_first
 from zerozoo.language.unit_test_factory import SIZES as TEST_WRITERS
 from zerozoo.language.zoo import recommended
 from zerozoo.runs.processes import process_count
@@ -95,7 +96,7 @@ class MemoryPlan:
 
     Weights, gradients and Adam's two moments are float32 (4 + 4 + 8 bytes a trained parameter); the KL reference is a
     second copy of the weights unless adapters are trained; the cache holds keys and values of the rows written side by
-    side; on a CPU the weights of small models are laid out anew, as a copy, while long responses are written;
+    side; on a CPU with AVX-512 the weights of small models are laid out anew, as a copy, while long responses are written;
     activations are those of one micro-batch, which gradient checkpointing reduces to one layer and the boundaries;
     logits exist for one chunk of response tokens, forward and backward.
 
@@ -173,7 +174,7 @@ def memory_plan(
     around = (1 if size.tied else 2) * size.vocabulary * size.hidden
     layer = (size.parameters - around) // size.layers
     whole = size.parameters * FLOAT
-    plain_cpu = machine.device == "cpu" and machine.matmul == "highest"
+    plain_cpu = machine.device == "cpu" and machine.matmul == "highest" and not weights_first()
     prepared = plain_cpu and whole <= PREPARE_BYTES and config.max_new_tokens >= PREPARE_FROM
     return MemoryPlan(
         weights=whole // parts,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any, Protocol
 
 import torch
@@ -14,8 +15,24 @@ Projection = Callable[[Tensor], Tensor]  # (..., K) -> (..., N)
 MakeProjection = Callable[[Tensor, Tensor | None, str], Projection]
 
 
+@cache
+def weights_first() -> bool:
+    """Whether W X^T is quicker than X W^T for the few hundred rows of a step.
+
+    MKL computes it a third faster where it has AVX2 and no AVX-512 (docs/speed.md). The processor decides, not a
+    measurement: rounding must not change from run to run.
+    """
+    return torch.backends.mkl.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX2"
+
+
 class Products(Protocol):
-    """Of several layers with the same inputs: (..., K) -> one (..., N) a layer."""
+    """Of several layers with the same inputs: (..., K) -> one (..., N) a layer.
+
+    Attributes:
+        by_columns: results of inputs (B, K) lie in memory column by column, and so may the inputs.
+    """
+
+    by_columns: bool
 
     def __call__(self, inputs: Tensor) -> Sequence[Tensor]: ...
 
@@ -58,20 +75,27 @@ class OwnWeights:
 
     def __init__(self, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> None:
         self.layers = list(zip(weights, biases, strict=True))
+        whole = weights[0].dtype == torch.float32 and weights[0].device.type == "cpu"
+        self.by_columns = whole and weights_first()
         self.rows = 0
         self.packed: list[Tensor] = []
 
     def prepare(self, rows: int) -> None:
-        """See `Products`. Only for whole float32 products on a CPU for which torch has MKL; else nothing happens."""
+        """See `Products`. Only for whole float32 products on a CPU for which torch has MKL; else nothing happens.
+
+        Nor where the other order of the factors is quick without it, see `weights_first`.
+        """
         weight, _ = self.layers[0]
         whole = weight.dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest"
-        if weight.device.type != "cpu" or not whole or not torch.backends.mkl.is_available():
+        if self.by_columns or weight.device.type != "cpu" or not whole or not torch.backends.mkl.is_available():
             return
         self.packed = []  # the old ones go first
         self.packed = [torch.ops.mkl._mkl_reorder_linear_weight(weight, rows) for weight, _ in self.layers]
         self.rows = rows
 
     def __call__(self, inputs: Tensor) -> Sequence[Tensor]:
+        if self.by_columns and inputs.ndim == 2:
+            return [_columns(inputs, weight, bias) for weight, bias in self.layers]
         if self.packed and inputs.ndim == 2 and len(inputs) == self.rows:
             return [
                 torch.ops.mkl._mkl_linear(inputs, packed, weight, bias, self.rows)
@@ -80,8 +104,15 @@ class OwnWeights:
         return [functional.linear(inputs.to(weight.dtype), weight, bias) for weight, bias in self.layers]
 
 
+def _columns(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    product = (weight @ inputs.t()).t()
+    return product if bias is None else product + bias
+
+
 class Joined:
     """One product for all of the layers, whose parts are handed out."""
+
+    by_columns = False
 
     def __init__(self, joined: Projection, sizes: Sequence[int]) -> None:
         self.joined, self.sizes = joined, list(sizes)
