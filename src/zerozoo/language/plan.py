@@ -96,7 +96,7 @@ class MemoryPlan:
 
     Weights, gradients and Adam's two moments are float32 (4 + 4 + 8 bytes a trained parameter); the KL reference is a
     second copy of the weights unless adapters are trained; the cache holds keys and values of the rows written side by
-    side; on a CPU with AVX-512 the weights of small models are laid out anew, as a copy, while long responses are written;
+    side; with AVX-512 the weights of small models are laid out anew, as a copy, while long responses are written;
     activations are those of one micro-batch, which gradient checkpointing reduces to one layer and the boundaries;
     logits exist for one chunk of response tokens, forward and backward.
 
