@@ -4,7 +4,7 @@
     python benchmarks/language.py --vllm PYTHON              and vLLM, with the Python of its environment
 
 Every arm is a process that loads the model once. The arms take turns within each repeat, so that a slow minute of the
-machine meets all of them; the first repeat is dropped. The file is written after each case and holds its medians and
+machine meets all of them; the first repeat is dropped. int8 takes part on a CPU with units for it. The file is written after each case and holds its medians and
 ranges over the others, tokens per second (rollouts: new tokens; updates: response tokens), and the largest memory of
 each arm, all that the process holds included.
 The time of a whole training step and until an accuracy is reached is in results/quickstart.json.
@@ -186,6 +186,7 @@ def measure(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    from zerozoo.language.device import has_int8_units
     from zerozoo.language.factory import SIZES, small_llama
     from zerozoo.language.families import character_tokenizer
     from zerozoo.language.models import built_in_directory, save_model
@@ -209,7 +210,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     vocabulary = json.loads(Path(folder, "config.json").read_text(encoding="utf-8"))["vocab_size"]
     commands = {
         "zerozoo": [sys.executable, __file__, "--arm", folder, "full"],
-        "zerozoo-int8": [sys.executable, __file__, "--arm", folder, "int8"],
+        **({"zerozoo-int8": [sys.executable, __file__, "--arm", folder, "int8"]} if has_int8_units() else {}),
         "transformers": [sys.executable, str(PEERS), "transformers", folder],
     }
     if options.vllm:
