@@ -4,9 +4,9 @@
     python benchmarks/language.py --vllm PYTHON              and vLLM, with the Python of its environment
 
 Every arm is a process that loads the model once. The arms take turns within each repeat, so that a slow minute of the
-machine meets all of them; the first repeat is dropped. int8 takes part on a CPU with units for it. The file is written after each case and holds its medians and
-ranges over the others, tokens per second (rollouts: new tokens; updates: response tokens), and the largest memory of
-each arm, all that the process holds included.
+machine meets all of them; the first repeat is dropped. int8 takes part on a CPU with units for it. The file is written
+after each case and holds its medians and ranges over the others, tokens per second (rollouts: new tokens; updates:
+response tokens), and the largest memory of each arm, all that the process holds included.
 The time of a whole training step and until an accuracy is reached is in results/quickstart.json.
 """
 

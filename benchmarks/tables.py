@@ -17,6 +17,12 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "speed.md"
 Rows = list[list[str]]
+SYSTEMS = {  # by name of the arm
+    "zerozoo": "zerozoo",
+    "zerozoo-int8": "zerozoo, int8",
+    "transformers": "transformers",
+    "vllm": "vLLM",
+}
 
 
 def read(name: str) -> dict[str, Any]:
@@ -54,50 +60,61 @@ def rate(row: Mapping[str, Any], tokens: float) -> str:
     return spread(row["tokens_per_second"], [tokens / second for second in row["range"]])
 
 
+def systems(kind: str) -> list[str]:
+    """Those of `SYSTEMS` that took part in any case of a kind."""
+    return [name for name in SYSTEMS if any(name in arms for _, arms in cases(kind))]
+
+
+def times(arms: Mapping[str, Any], ours: str, other: str) -> str:
+    """How many times as fast one of ours is as another."""
+    there = ours in arms and other in arms
+    return ratio(arms[other]["seconds"] / arms[ours]["seconds"] if there else None)
+
+
+def compared(kind: str) -> list[tuple[str, str, str]]:
+    """(ours, another system, header) of the ratios that a table of a kind has."""
+    there = systems(kind)
+    return [
+        (ours, other, f"{'int8 to' if 'int8' in ours else 'to'} {SYSTEMS[other]}")
+        for ours, other in (("zerozoo", "transformers"), ("zerozoo-int8", "transformers"), ("zerozoo", "vllm"))
+        if ours in there and other in there
+    ]
+
+
 def rollouts() -> str:
     """New tokens a second."""
     rows = []
     for work, arms in cases("rollout"):
-        ours = arms["zerozoo"]
-        tokens = ours["tokens_per_second"] * ours["seconds"]
-        others = [arms.get(name) for name in ("zerozoo", "zerozoo-int8", "transformers", "vllm")]
-        times = {name: row["tokens_per_second"] for name, row in arms.items()}
-        compared = [
-            times["zerozoo"] / times["transformers"],
-            times["zerozoo-int8"] / times["transformers"],
-            times["zerozoo"] / times["vllm"] if "vllm" in times else None,
-        ]
-        rows.append([work, *(rate(row, tokens) if row else "" for row in others), *map(ratio, compared)])
-    systems = ["zerozoo", "zerozoo, int8", "transformers", "vLLM"]
-    return table(
-        ["rows x new tokens", *systems, "to transformers", "int8 to transformers", "to vLLM"],
-        sorted(rows, key=lambda row: [int(part) for part in reversed(row[0].split(" x "))]),
-    )
+        tokens = arms["zerozoo"]["tokens_per_second"] * arms["zerozoo"]["seconds"]
+        rates = [rate(arms[name], tokens) if name in arms else "" for name in systems("rollout")]
+        rows.append([work, *rates, *(times(arms, ours, other) for ours, other, _ in compared("rollout"))])
+    header = [SYSTEMS[name] for name in systems("rollout")] + [title for _, _, title in compared("rollout")]
+    rows.sort(key=lambda row: [int(part) for part in reversed(row[0].split(" x "))])
+    return table(["rows x new tokens", *header], rows)
 
 
 def updates() -> str:
     """Seconds of one update."""
     rows = []
     for work, arms in cases("update"):
-        chosen = [arms[name] for name in ("zerozoo", "zerozoo-int8", "transformers")]
-        compared = [arms["transformers"]["seconds"] / row["seconds"] for row in chosen[:2]]
-        rows.append(
-            [work, *(spread(row["seconds"], row["range"], 1) for row in chosen), *(ratio(one) for one in compared)]
-        )
-    header = ["rows x (prompt + response)", "zerozoo", "zerozoo, int8", "transformers", "to it", "int8 to it"]
-    return table(header, rows)
+        seconds = [
+            spread(arms[name]["seconds"], arms[name]["range"], 1) if name in arms else "" for name in systems("update")
+        ]
+        rows.append([work, *seconds, *(times(arms, ours, other) for ours, other, _ in compared("update"))])
+    header = [SYSTEMS[name] for name in systems("update")] + [title for _, _, title in compared("update")]
+    return table(["rows x (prompt + response)", *header], rows)
 
 
 def memory() -> str:
     """Largest memory in GB."""
-    names = ("zerozoo", "zerozoo-int8", "transformers", "vllm")
+    names = [name for name in SYSTEMS if name in {*systems("rollout"), *systems("update")}]
     rows = []
     for kind in ("rollout", "update"):
         for work, arms in cases(kind):
             held = [f"{arms[name]['peak_mb'] / 1000:.1f}" if name in arms else "" for name in names]
             share = arms["zerozoo"]["peak_mb"] / arms["transformers"]["peak_mb"]
             rows.append([f"{kind} {work}", *held, f"{share:.2f}"])
-    return table(["", "zerozoo", "zerozoo, int8", "transformers", "vLLM", "share of transformers"], rows)
+    return table(["", *(SYSTEMS[name] for name in names), "share of transformers"], rows)
 
 
 def growth() -> str:
@@ -114,16 +131,28 @@ def growth() -> str:
     return table(["", "tokens of a response", "seconds", "ms by length", "memory, MB"], rows)
 
 
+QUICKSTART = {
+    "zerozoo": "zerozoo, float32",
+    "zerozoo-bfloat16": "zerozoo, bfloat16",
+    "zerozoo-all-groups": "zerozoo, all groups",
+    "trl": "TRL",
+}
+
+
+def processor(found: Mapping[str, Any]) -> str:
+    """Its name without marks."""
+    return str(found["machine"]["cpu"]).replace("(R)", "").replace("Processor", "").strip()
+
+
 def training() -> str:
     """The quickstart beside TRL."""
-    found = {**read("quickstart-bfloat16.json"), **read("quickstart.json")}
-    arms = {
-        "zerozoo, float32": found.get("zerozoo", []),
-        "zerozoo, bfloat16": found.get("zerozoo-bfloat16", []),
-        "zerozoo, all groups": found.get("zerozoo-all-groups", []),
-        "TRL": found.get("trl", []),
-    }
-    arms = {f"{name}, {len(rows)} seeds": rows for name, rows in arms.items() if rows}
+    arms: dict[str, list[Any]] = {}
+    for file in ("quickstart.json", "quickstart-bfloat16.json", "quickstart-avx2.json"):
+        found = read(file)
+        for name, label in QUICKSTART.items():
+            known = file == "quickstart-bfloat16.json" and name == "zerozoo"  # two seeds beside the three of bfloat16
+            if found.get(name) and not known:
+                arms[f"{label}, {len(found[name])} seeds, {processor(found)}"] = found[name]
     lines: list[tuple[str, str, int, float]] = [
         ("seconds of a step", "step_seconds", 1, 1),
         ("seconds of training until greedy accuracy is 50 %", "seconds_to_050", 0, 1),

@@ -29,12 +29,21 @@ def test_rows_are_worked_out_from_the_files(tmp_path: Path, monkeypatch: pytest.
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "bench-language.json").write_text(json.dumps(found))
     monkeypatch.setattr(tables, "ROOT", tmp_path)
-    row = "| 32 x 32 | 512 (256 to 1,024) | 1,024 (1,024 to 1,024) | 256 (205 to 256) |  | 2.0 | 4.0 |  |"
+    row = "| 32 x 32 | 512 (256 to 1,024) | 1,024 (1,024 to 1,024) | 256 (205 to 256) | 2.0 | 4.0 |"
     assert tables.rollouts().splitlines()[-1] == row
     row = "| 96 x (14 + 12) | 2.0 (1.0 to 4.0) | 1.0 (1.0 to 1.0) | 4.0 (4.0 to 5.0) | 2.0 | 4.0 |"
     assert tables.updates().splitlines()[-1] == row
     assert tables.growth().splitlines()[-1] == "| rollout | 1,000 | 2.00 (1.00 to 4.00) | 2.00 | 1,500 |"
-    assert tables.memory().splitlines()[-1] == "| update 96 x (14 + 12) | 1.5 | 1.0 | 3.0 |  | 0.50 |"
+    assert tables.memory().splitlines()[-1] == "| update 96 x (14 + 12) | 1.5 | 1.0 | 3.0 | 0.50 |"
+    del arms["zerozoo-int8"]  # a machine without units for it
+    arms["vllm"] = {"seconds": 3.0, "range": [3.0, 3.0], "tokens_per_second": 341.0, "peak_mb": 3000}
+    found["update 96 x (14 + 12)"]["arms"] = {name: arms[name] for name in ("zerozoo", "transformers")}
+    (tmp_path / "results" / "bench-language.json").write_text(json.dumps(found))
+    header, _, row = tables.rollouts().splitlines()
+    assert header == "| rows x new tokens | zerozoo | transformers | vLLM | to transformers | to vLLM |"
+    assert row == "| 32 x 32 | 512 (256 to 1,024) | 256 (205 to 256) | 341 (341 to 341) | 2.0 | 1.5 |"
+    assert tables.updates().splitlines()[-1] == "| 96 x (14 + 12) | 2.0 (1.0 to 4.0) | 4.0 (4.0 to 5.0) | 2.0 |"
+    assert tables.memory().splitlines()[-1] == "| update 96 x (14 + 12) | 1.5 | 3.0 |  | 0.50 |"
 
 
 def test_a_place_of_an_unknown_table_is_refused() -> None:
