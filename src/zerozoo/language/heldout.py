@@ -9,7 +9,6 @@ from zerozoo.language.evaluation import evaluate_modes
 from zerozoo.language.samplers.interface import Decoding, Sampler
 from zerozoo.rewards.verifier import Verifier
 from zerozoo.runs.run import Run
-from zerozoo.runs.streams import Streams
 from zerozoo.tasks.task import Task
 
 
@@ -44,7 +43,7 @@ class Heldout:
             self.prompts,
             self.verifier,
             self.decoding,
-            Streams(self.run.seed),
+            self.run.seed,
             f"evaluation/{step}",
             thorough,
         )

@@ -205,18 +205,17 @@ class ZeroRL:
 
     def _answer_heldout(self, step: int, sampled: bool) -> dict[str, Evaluation]:
         """By mode."""
-        tasks, streams, name = self.tasks.heldout, Streams(self.run.seed), f"evaluation/{step}"
+        tasks, seed, stream = self.tasks.heldout, self.run.seed, f"evaluation/{step}"
         prompts = [self.prompt(task) for task in tasks]
         if self.episodes is None:
             sampler = self.evaluation_sampler or self.sampler
-            return evaluate_modes(sampler, tasks, prompts, self.verifier, self.decoding, streams, name, sampled)
-        decodings = {"greedy": replace(self.decoding, temperature=0.0)} | (
-            {"sampled": self.decoding} if sampled else {}
-        )
-        return {
-            mode: evaluate_turns(replace(self.episodes, decoding=decoding), tasks, prompts, streams.torch(name))
-            for mode, decoding in decodings.items()
-        }
+            return evaluate_modes(sampler, tasks, prompts, self.verifier, self.decoding, seed, stream, sampled)
+        results = {}
+        for mode in ("greedy", "sampled") if sampled else ("greedy",):
+            decoding = replace(self.decoding, temperature=0.0) if mode == "greedy" else self.decoding
+            episodes = replace(self.episodes, decoding=decoding)
+            results[mode] = evaluate_turns(episodes, tasks, prompts, Streams(seed).torch(stream))
+        return results
 
     def _log_step(self, step: int) -> None:
         last = step == self.settings.steps

@@ -47,7 +47,7 @@ class CombLock(BatchedWorld):
         self.solution = np.concatenate([good, np.full((horizon, 1), -1)], axis=1)
         self._coordinates = horizon + 4
         size = 1 << (self._coordinates - 1).bit_length()
-        self._mixing = hadamard(size)[: self._coordinates].astype(np.float32)
+        self._mixing = hadamard(size)[: self._coordinates].astype(np.float64)
         self.observation_space = spaces.Box(-np.inf, np.inf, (size,))
         self.action_space = spaces.Box(-1.0, 1.0, (ACTIONS,))
 
@@ -78,4 +78,5 @@ class CombLock(BatchedWorld):
         coordinates = self.arrays["noise"][copies, step]
         coordinates[copies, self.arrays["latent"]] += 1
         coordinates[copies, 3 + step] += 1
-        return coordinates @ self._mixing
+        # Sums of float32 numbers are exact in float64, so the number of copies beside does not round them otherwise.
+        return (coordinates.astype(np.float64) @ self._mixing).astype(np.float32)
