@@ -14,12 +14,13 @@ import torch
 
 from zerozoo.language.algorithm import ADVANTAGES, DIVERGENCES, Algorithm, KLPenalty
 from zerozoo.language.credit import Credit
-from zerozoo.language.evaluation import evaluate_tasks, verdict_shares
+from zerozoo.language.evaluation import evaluate_modes, evaluate_tasks, verdict_shares
 from zerozoo.language.families import tiny_model
 from zerozoo.language.models import LanguageModel
 from zerozoo.language.rollouts import Rollouts, join_rollouts, verify_samples
 from zerozoo.language.samplers.interface import Decoding, Sampler, Samples
 from zerozoo.language.samplers.native import NativeSampler
+from zerozoo.language.samplers.reference import TransformersSampler
 from zerozoo.language.update import Updater, UpdateSettings
 from zerozoo.language.zero_rl import LoopSettings, ZeroRL
 from zerozoo.rewards.verifier import Verdict, Verification
@@ -603,6 +604,22 @@ def test_evaluation_of_several_samples_takes_its_interval_over_tasks() -> None:
     single = evaluate_tasks(sampler, tasks, prompts, verifier, Decoding(LIMIT), torch.Generator())
     wilson = proportion_interval(2, 4)
     assert (single.metrics["low"], single.metrics["high"]) == (wilson.low, wilson.high)
+
+
+def test_both_modes_begin_their_stream_anew_whoever_samples() -> None:
+    policy = tiny_model("llama", hidden=16, heads=2, kv_heads=1)
+    tasks = make_tasks(4).train
+    prompts, verifier = [policy.encode(task.question) for task in tasks], ScriptedVerifier(equal)
+    for sampler in (NativeSampler(policy), TransformersSampler(policy)):
+        drawn = {
+            "greedy": sampler.sample(prompts, 1, Decoding(LIMIT, 0.0), torch.Generator()),
+            "sampled": sampler.sample(prompts, 1, Decoding(LIMIT), Streams(3).torch("evaluation/7")),
+        }
+        for sampled in (True, False):
+            results = evaluate_modes(sampler, tasks, prompts, verifier, Decoding(LIMIT), 3, "evaluation/7", sampled)
+            assert list(results) == (["greedy", "sampled"] if sampled else ["greedy"])
+            for mode, result in results.items():
+                assert torch.equal(result.rollouts.samples.tokens, drawn[mode].tokens)
 
 
 # --- rollouts
