@@ -14,7 +14,7 @@ TRL runs in an environment of its own (benchmarks/constraints-trl.txt). It gets 
 problems and settings, all taken from the preset, and leaves a metrics.jsonl with zerozoo's names, so that one piece of
 arithmetic makes the rows of both. Every seed is a process of its own and its row is written as soon as it has ended.
 Both systems compute with the threads that OMP_NUM_THREADS allows. Run it on a machine that does nothing else; the load
-before each seed is in its row.
+before each seed is in its row. One file holds rows of one kind of processor: quickstart-avx2.json is that of another.
 
 What a row holds:
     before_, after_         accuracy on the held-out problems at step 0 and at the last step, greedy and sampled (T = 1)
@@ -178,6 +178,13 @@ def check_settings(results: Mapping[str, Any], settings: Mapping[str, Any], path
             sys.exit(f"error: {path} was measured with {name} {stored.get(name)}, not {settings[name]}: move it away")
 
 
+def check_machine(results: Mapping[str, Any], here: Mapping[str, Any], path: Path) -> None:
+    """One file stands for one kind of processor: exits when its rows come from another one."""
+    stored = results.get("machine", here)["cpu"]
+    if stored != here["cpu"]:
+        sys.exit(f"error: {path} was measured on {stored}, and this is {here['cpu']}: give another --output")
+
+
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """The rows of a metrics.jsonl."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
@@ -326,6 +333,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     config = load_config(options.steps, options.level)
     settings = _settings(config)
     check_settings(read_results(options.output), settings, options.output)
+    check_machine(read_results(options.output), machine(), options.output)
     from zerozoo.language.models import built_in_directory
     from zerozoo.language.task_choice import load_tasks_for
 

@@ -123,6 +123,13 @@ def test_rows_of_other_settings_are_refused(tmp_path: Path) -> None:
         quickstart.check_settings({"settings": {"steps": 40}}, {"steps": 2}, tmp_path)
 
 
+def test_rows_of_another_processor_do_not_come_into_the_same_file(tmp_path: Path) -> None:
+    quickstart.check_machine({}, {"cpu": "one"}, tmp_path)
+    quickstart.check_machine({"machine": {"cpu": "one"}}, {"cpu": "one"}, tmp_path)
+    with pytest.raises(SystemExit, match="was measured on other, and this is one: give another --output"):
+        quickstart.check_machine({"machine": {"cpu": "other"}}, {"cpu": "one"}, tmp_path)
+
+
 def test_the_settings_of_the_preset_are_those_that_a_results_file_gives_back(tmp_path: Path) -> None:
     settings = quickstart._settings(quickstart.load_config(None))
     quickstart.check_settings({"settings": json.loads(json.dumps(settings))}, settings, tmp_path)
